@@ -1,0 +1,3 @@
+"""A Jupyter-first workbench for distributed PyTorch."""
+
+__version__ = "0.1.0"

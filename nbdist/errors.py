@@ -1,0 +1,82 @@
+"""Every error nbdist raises on purpose.
+
+    NbdistError                    catch this to catch them all
+    ├── ConfigError                a key, a value or a file of the configuration is wrong
+    ├── RankError                  a rank was named that does not exist
+    ├── UsageError                 a command was called in a way it does not know
+    ├── LaunchError                a session could not be started; nothing is left running
+    ├── SessionError               there is no session, or it cannot do this now
+    ├── CellFailed                 a cell ended with an error on one rank or more
+    │   └── CellStopped            it ended because someone stopped it
+    ├── RankDied                   the process of a rank is gone
+    ├── TransferError              a value could not be pulled or pushed
+    └── SetupError                 a variable, a device or an init method is missing or wrong
+
+A message says what happened (with values), where to look, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NbdistError(Exception):
+    """Base of all errors that nbdist raises on purpose."""
+
+
+class ConfigError(NbdistError):
+    """A key, a value or a file of the configuration is wrong."""
+
+
+class RankError(NbdistError):
+    """A rank was named that does not exist, or a rank list cannot be read."""
+
+
+class UsageError(NbdistError):
+    """A command was called in a way it does not know; nothing has run."""
+
+
+class LaunchError(NbdistError):
+    """A session could not be started; nothing of it is left running."""
+
+
+class SessionError(NbdistError):
+    """There is no session, or the session cannot do this now."""
+
+
+class CellFailed(NbdistError):
+    """A cell ended with an error on one rank or more; its outputs are shown above the error."""
+
+
+class CellStopped(CellFailed):
+    """A cell ended because someone stopped it."""
+
+
+class RankDied(NbdistError):
+    """The process of a rank is gone."""
+
+
+class TransferError(NbdistError):
+    """A value could not be pulled from a rank or pushed to it."""
+
+
+class SetupError(NbdistError):
+    """A variable, a device or an init method that a rank needs is missing or wrong."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence that names what is nearest to *name* among *known*.
+
+    Args:
+        name: What the user typed.
+        known: All names that would have been right.
+
+    Returns:
+        ``"Did you mean 'start'?"`` where something is near, else the whole list of right names.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    if near:
+        return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "There are: " + ", ".join(names) + "."

@@ -1,0 +1,196 @@
+"""All that crosses the border between a notebook and its ranks, as frozen data.
+
+    session ── CellRequest ──▶ rank          one signed ipyparallel message per rank (shell channel)
+    session ◀── OutputBatch ── rank          while the cell runs (iopub)
+    session ◀── CellReply ──── rank          when it is over (shell channel)
+    session ◀── AgentEvent ─── agent         births and deaths, over a Unix socket: no code, no results
+
+Both sides import this module, so it imports nothing but the standard library. A type here is turned
+into JSON by `to_json` and back by its own ``from_json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+CELL_REQUEST = "nbdist_cell"
+CELL_REPLY = "nbdist_cell_reply"
+OUTPUT_BATCH = "nbdist_output"
+VALUE_REQUEST = "nbdist_value"
+VALUE_REPLY = "nbdist_value_reply"
+INTERRUPT_REQUEST = "nbdist_interrupt"
+SNAPSHOT_REQUEST = "nbdist_snapshot"
+INPUT_REPLY = "nbdist_input_reply"
+
+Status = Literal["ok", "error", "stopped", "dead"]
+
+
+# What a rank puts out -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """Characters written to stdout or stderr, in the order they were written."""
+
+    name: Literal["stdout", "stderr"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Display:
+    """Something shown: by ``display(...)``, by an update of it, or as the value of the cell.
+
+    Attributes:
+        kind: ``display``, ``update`` (replaces the displays with the same ``display_id``) or
+            ``result`` (the last expression of the cell).
+        data: Mime bundle; binary data (images) as base64 text, as in a notebook file.
+        metadata: As in a notebook file.
+        display_id: Name under which updates find it, or ``None``.
+        scalar: The value itself where it is one real number, else ``None``.
+    """
+
+    kind: Literal["display", "update", "result"]
+    data: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    display_id: str | None = None
+    scalar: float | int | None = None
+
+
+@dataclass(frozen=True)
+class Clear:
+    """``clear_output``: forget all output so far, or only when the next output comes (``wait``)."""
+
+    wait: bool = False
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Output beyond ``log_bytes`` of one cell, which was counted and thrown away."""
+
+    size_bytes: int
+
+
+Output = Text | Display | Clear | Dropped
+
+_OUTPUTS: dict[str, type[Text] | type[Display] | type[Clear] | type[Dropped]] = {
+    "text": Text,
+    "display": Display,
+    "clear": Clear,
+    "dropped": Dropped,
+}
+_OUTPUT_NAMES = {kind: name for name, kind in _OUTPUTS.items()}
+
+
+def output_to_json(output: Output) -> dict[str, Any]:
+    """Turn one output into a JSON object whose ``type`` says which it is."""
+    fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    return {"type": _OUTPUT_NAMES[type(output)], **fields}
+
+
+def output_from_json(content: Mapping[str, Any]) -> Output:
+    """Turn what `output_to_json` made back into an output."""
+    fields = {name: value for name, value in content.items() if name != "type"}
+    return _OUTPUTS[content["type"]](**fields)
+
+
+# How a cell can fail --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One line of a traceback.
+
+    Attributes:
+        location: ``In[12]:7`` for a line of a cell, else ``path/to/file.py:33``.
+        function: Name of the function, or ``<module>``.
+        source: The line of code without its indentation; empty where it is not known.
+        is_cell: The line stands in a cell.
+        is_library: The line stands in an installed package or the standard library.
+    """
+
+    location: str
+    function: str
+    source: str
+    is_cell: bool = False
+    is_library: bool = False
+
+
+@dataclass(frozen=True)
+class CellError:
+    """An exception as it ended a cell on one rank.
+
+    Attributes:
+        ename: Name of its class.
+        evalue: Its message.
+        frames: From the cell's line down to where it was raised.
+        cause: The exception before it, if there was one.
+        link: How *cause* led here: ``cause`` (``raise ... from``) or ``context`` (while handling).
+        waited_for: The rank whose failure freed this one, where it only waited for that rank.
+    """
+
+    ename: str
+    evalue: str
+    frames: tuple[Frame, ...] = ()
+    cause: CellError | None = None
+    link: Literal["cause", "context"] = "cause"
+    waited_for: int | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CellError:
+        """Turn a JSON object made by `to_json` back into an error."""
+        fields = dict(content)
+        fields["frames"] = tuple(Frame(**frame) for frame in fields["frames"])
+        if fields["cause"] is not None:
+            fields["cause"] = cls.from_json(fields["cause"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class RankOutput:
+    """What one rank made of one cell: all that the view needs to show it.
+
+    Attributes:
+        rank: Its rank in the world.
+        status: ``ok``, ``error``, ``stopped`` or ``dead``.
+        outputs: In the order they were made.
+        error: What ended the cell here, for every status but ``ok``.
+    """
+
+    rank: int
+    status: Status
+    outputs: tuple[Output, ...] = ()
+    error: CellError | None = None
+
+
+# Messages -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """Run this code.
+
+    Attributes:
+        cell_id: Names this run in every later message about it.
+        code: The cell as typed, IPython syntax allowed.
+        label: How tracebacks name the cell: ``In[12]``.
+        ranks: All ranks the cell runs on, in ascending order.
+        want_value: Send the last expression back as a value (``-o``).
+        log_bytes: Most bytes of output kept of one cell.
+        max_value_bytes: Largest value sent back without ``--yes``.
+    """
+
+    cell_id: str
+    code: str
+    label: str
+    ranks: tuple[int, ...]
+    want_value: bool = False
+    log_bytes: int = 16 * 2**20
+    max_value_bytes: int = 2**30
+
+
+def to_json(data: Any) -> dict[str, Any]:
+    """Turn a frozen message into a JSON object, nested messages included."""
+    return dataclasses.asdict(data)
