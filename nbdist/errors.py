@@ -24,6 +24,10 @@ from collections.abc import Iterable
 class NbdistError(Exception):
     """Base of all errors that nbdist raises on purpose."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Show the message alone in a notebook: our own frames help nobody there."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(NbdistError):
     """A key, a value or a file of the configuration is wrong."""

@@ -96,13 +96,11 @@ def end(processes: Iterable[ProcessId], *, mark: str, grace_s: float = 1.0) -> l
     _signal_all(leaders, mark, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and _alive(leaders, mark):
-        _reap()
         time.sleep(0.01)
     killed = _alive(leaders, mark)
     _signal_all(leaders, mark, signal.SIGKILL)
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and _alive(leaders, mark):
-        _reap()
         time.sleep(0.01)
     return killed
 
@@ -123,11 +121,3 @@ def _signal_all(leaders: list[ProcessId], mark: str, signum: int) -> None:
         except ProcessLookupError:
             continue
 
-
-def _reap() -> None:
-    """Collect children that have ended; an unreaped child would look alive to others."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass

@@ -3,7 +3,7 @@
     session ── CellRequest ──▶ rank          one signed ipyparallel message per rank (shell channel)
     session ◀── OutputBatch ── rank          while the cell runs (iopub)
     session ◀── CellReply ──── rank          when it is over (shell channel)
-    session ◀── AgentEvent ─── agent         births and deaths, over a Unix socket: no code, no results
+    session ──▶ AgentSpec ──▶ agent          once, as a file in the session folder
 
 Both sides import this module, so it imports nothing but the standard library. A type here is turned
 into JSON by `to_json` and back by its own ``from_json``.
@@ -23,6 +23,7 @@ VALUE_REQUEST = "nbdist_value"
 VALUE_REPLY = "nbdist_value_reply"
 INTERRUPT_REQUEST = "nbdist_interrupt"
 SNAPSHOT_REQUEST = "nbdist_snapshot"
+INPUT_REQUEST = "nbdist_input"
 INPUT_REPLY = "nbdist_input_reply"
 
 Status = Literal["ok", "error", "stopped", "dead"]
@@ -176,19 +177,88 @@ class CellRequest:
         cell_id: Names this run in every later message about it.
         code: The cell as typed, IPython syntax allowed.
         label: How tracebacks name the cell: ``In[12]``.
+        number: The notebook's execution count, or ``None`` where there is no notebook.
         ranks: All ranks the cell runs on, in ascending order.
         want_value: Send the last expression back as a value (``-o``).
-        log_bytes: Most bytes of output kept of one cell.
         max_value_bytes: Largest value sent back without ``--yes``.
     """
 
     cell_id: str
     code: str
     label: str
+    number: int | None
     ranks: tuple[int, ...]
     want_value: bool = False
-    log_bytes: int = 16 * 2**20
     max_value_bytes: int = 2**30
+
+
+@dataclass(frozen=True)
+class CellReply:
+    """How a cell ended on one rank.
+
+    Attributes:
+        status: ``ok``, ``error`` or ``stopped``.
+        num_batches: How many output batches the rank published before this reply; they travel on
+            another socket, so the cell is over when all of them have arrived as well.
+        outputs: What had not been published yet.
+        error: What ended it, for every status but ``ok``.
+        value: Header of the last expression's value (its bytes travel as buffers), if wanted.
+        value_error: Why that value could not be sent.
+        seconds: How long the code ran.
+    """
+
+    status: Status
+    num_batches: int
+    outputs: tuple[Output, ...] = ()
+    error: CellError | None = None
+    value: Mapping[str, Any] | None = None
+    value_error: str | None = None
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Turn the reply into a JSON object."""
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        content["outputs"] = [output_to_json(output) for output in self.outputs]
+        content["error"] = None if self.error is None else dataclasses.asdict(self.error)
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CellReply:
+        """Turn what `to_json` made back into a reply."""
+        fields = dict(content)
+        fields["outputs"] = tuple(output_from_json(output) for output in fields["outputs"])
+        if fields["error"] is not None:
+            fields["error"] = CellError.from_json(fields["error"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What the agent of one host is to do; it reads this from the session folder.
+
+    Attributes:
+        session_id: Names the session.
+        world_size: Number of ranks on all hosts together.
+        first_rank: Rank of this host's local rank 0.
+        nproc: Number of ranks on this host.
+        device: ``cuda`` or ``cpu``.
+        gpus: Indices of the visible GPUs, one per local rank; empty on CPU.
+        backend: torch's name of the backend, say ``cpu:gloo,cuda:nccl``.
+        threads: Threads of one rank.
+        config: The resolved configuration as plain data.
+        engine_file: Path of the connection file that the controller writes for its engines.
+    """
+
+    session_id: str
+    world_size: int
+    first_rank: int
+    nproc: int
+    device: Literal["cuda", "cpu"]
+    gpus: tuple[int, ...]
+    backend: str
+    threads: int
+    config: Mapping[str, Any]
+    engine_file: str
 
 
 def to_json(data: Any) -> dict[str, Any]:

@@ -1,1 +1,26 @@
+"""nbdist in a notebook: the magics, and how a cell looks while it runs. IPython only here."""
 
+from __future__ import annotations
+
+from typing import Any
+
+
+def load(shell: Any) -> None:
+    """Register the magics in *shell*; a second time changes nothing."""
+    from nbdist.notebook.magics import DistMagics
+    from nbdist.notebook.transform import rank_magic
+
+    if not isinstance(shell.magics_manager.registry.get("DistMagics"), DistMagics):
+        shell.register_magics(DistMagics)
+    if rank_magic not in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.append(rank_magic)
+
+
+def unload(shell: Any) -> None:
+    """Stop the session and take the input transformer away."""
+    from nbdist.notebook.transform import rank_magic
+    from nbdist.sessions import current
+
+    current.stop()
+    if rank_magic in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.remove(rank_magic)

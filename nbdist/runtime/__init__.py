@@ -1,1 +1,64 @@
+"""What a rank needs wherever it runs: in a cell, under torchrun, under Slurm, in plain Python.
 
+    slurm ◀── environment ◀── device, seed ◀── group ◀── collectives
+
+The same names give the same types at any world size, 1 included.
+"""
+
+from nbdist.runtime.collectives import (
+    all_gather,
+    all_gather_objects,
+    all_reduce,
+    broadcast,
+    broadcast_object_list,
+    gather_objects,
+)
+from nbdist.runtime.device import assign_device, get_device
+from nbdist.runtime.environment import (
+    RankEnvironment,
+    free_port,
+    local_env,
+    read_environment,
+)
+from nbdist.runtime.group import (
+    GroupInfo,
+    cleanup,
+    get_default_group,
+    get_init_method,
+    get_local_rank,
+    get_rank,
+    get_world_size,
+    initialized,
+    is_master,
+    setup,
+    synchronize,
+)
+from nbdist.runtime.seed import rank_seed, set_seed
+
+__all__ = [
+    "GroupInfo",
+    "RankEnvironment",
+    "all_gather",
+    "all_gather_objects",
+    "all_reduce",
+    "assign_device",
+    "broadcast",
+    "broadcast_object_list",
+    "cleanup",
+    "free_port",
+    "gather_objects",
+    "get_default_group",
+    "get_device",
+    "get_init_method",
+    "get_local_rank",
+    "get_rank",
+    "get_world_size",
+    "initialized",
+    "is_master",
+    "local_env",
+    "rank_seed",
+    "read_environment",
+    "set_seed",
+    "setup",
+    "synchronize",
+]

@@ -1,0 +1,1 @@
+"""Turn a configuration into running ranks. Knows processes and files, nothing of cells."""

@@ -1,0 +1,86 @@
+"""The kernel's end of the agent's socket: JSON lines about births and deaths.
+
+A daemon thread reads; it ends when the connection does. `close` says that the session is over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nbdist.errors import LaunchError
+from nbdist.folder import SessionFolder
+
+Event = Mapping[str, Any]
+
+
+class AgentLink:
+    """A connection to the agent of one host.
+
+    Args:
+        folder: The session's folder.
+        on_event: Called in the reading thread for every event, and with ``{"event": "lost"}`` when
+            the connection breaks.
+    """
+
+    def __init__(self, folder: SessionFolder, on_event: Callable[[Event], None]) -> None:
+        self._folder = folder
+        self._on_event = on_event
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._is_closed = False
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<AgentLink {'closed' if self._is_closed else self._folder.agent_socket}>"
+
+    def connect(self, *, is_agent_alive: Callable[[], bool], timeout_s: float) -> None:
+        """Wait for the agent's socket and connect.
+
+        Raises:
+            LaunchError: The agent ended first, or took longer than *timeout_s*.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._socket.connect(str(self._folder.agent_socket))
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if not is_agent_alive():
+                    raise LaunchError("The agent ended before it could be reached.") from None
+                if time.monotonic() > deadline:
+                    raise LaunchError(f"The agent did not answer within {timeout_s:.0f} s.") from None
+                time.sleep(0.01)
+        threading.Thread(target=self._read, name="nbdist-agent", daemon=True).start()
+
+    def _read(self) -> None:
+        with self._socket.makefile("rb") as lines:
+            try:
+                for line in lines:
+                    self._on_event(json.loads(line))
+            except (OSError, ValueError):
+                pass
+        if not self._is_closed:
+            self._on_event({"event": "lost"})
+
+    def send(self, command: str, **arguments: Any) -> None:
+        """Tell the agent to do something; it answers with events.
+
+        Raises:
+            OSError: The agent is gone.
+        """
+        self._socket.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
+
+    def close(self) -> None:
+        """Cut the connection; without a ``stop`` before it the agent ends the session itself."""
+        self._is_closed = True
+        if os.getpid() == self._pid:  # not in a forked child: the connection is its parent's
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        self._socket.close()

@@ -1,0 +1,82 @@
+"""What this machine, or the container around us, lets us use: CPU cores and shared memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def available_cores(root: Path = Path("/"), affinity: int | None = None) -> int:
+    """Return how many CPU cores this process may keep busy, at least 1.
+
+    The smaller of its affinity and the CPU quota of its cgroups (v1 and v2), rounded down: more
+    threads than that are put to sleep in the middle of a collective.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+        affinity: Cores this process may be scheduled on; asked from the system when ``None``.
+    """
+    cores = _affinity() if affinity is None else affinity
+    return max(1, int(min([cores, *_quotas(root)])))
+
+
+def free_shm_bytes(root: Path = Path("/")) -> int:
+    """Return the free bytes of ``/dev/shm``; 0 where it is missing or cannot be written to.
+
+    Containers often have 64 MiB of it, whatever memory they may use.
+    """
+    shm = root / "dev" / "shm"
+    if not os.access(shm, os.W_OK | os.X_OK):
+        return 0
+    return shutil.disk_usage(shm).free
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the CPU quota in cores of each cgroup around this process that has one."""
+    mount = root / "sys" / "fs" / "cgroup"
+    for line in _read(root / "proc" / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            for group in _with_parents(path):
+                yield from _quota_v2(mount / group)
+        elif "cpu" in controllers.split(","):
+            for group in _with_parents(path):
+                # Usually `cpu` is a link to `cpu,cpuacct`; one of the two may be missing.
+                yield from _quota_v1(mount / "cpu" / group)
+                yield from _quota_v1(mount / controllers / group)
+
+
+def _with_parents(path: str) -> Iterator[Path]:
+    """Yield a cgroup's path below the mount, and those of all cgroups above it.
+
+    Inside a container the path may be the host's, which is not there; the topmost one always is.
+    """
+    group = Path(*(part for part in path.split("/") if part not in ("", "..")))
+    yield from (group, *group.parents)
+
+
+def _quota_v2(group: Path) -> Iterator[float]:
+    words = _read(group / "cpu.max").split()
+    if len(words) == 2 and words[0] != "max":
+        yield int(words[0]) / int(words[1])
+
+
+def _quota_v1(group: Path) -> Iterator[float]:
+    quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+    if quota and period and int(quota) > 0:
+        yield int(quota) / int(period)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

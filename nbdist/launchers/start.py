@@ -1,0 +1,247 @@
+"""Start a session's processes, and end them: all of them, or none is left.
+
+    start ──▶ agent (imports torch, forks ranks) ─┐
+          └─▶ controller ──▶ connection file ─────┴─▶ every rank joined and registered
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nbdist import processes
+from nbdist.config import Config, to_dict
+from nbdist.errors import LaunchError, NbdistError
+from nbdist.folder import SessionFolder, runtime_root
+from nbdist.launchers.agent_link import AgentLink, Event
+from nbdist.launchers.devices import DevicePlan, count_gpus, plan_devices
+from nbdist.launchers.host import available_cores
+from nbdist.launchers.launcher import connection_file, kernel_of_this_process, make_cluster
+from nbdist.wire import AgentSpec, to_json
+
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 5.0
+TAIL_LINES = 15
+
+
+@dataclass
+class Processes:
+    """The running processes of one session, as their starter holds them.
+
+    Attributes:
+        folder: Where their records lie.
+        plan: Which devices the ranks use.
+        pids: Process id of each rank.
+        exits: How ranks ended, by rank: the agent's event.
+    """
+
+    folder: SessionFolder
+    plan: DevicePlan
+    on_exit: Callable[[Event], None] = lambda _: None
+    pids: dict[int, int] = field(default_factory=dict)
+    exits: dict[int, Event] = field(default_factory=dict)
+    joined: set[int] = field(default_factory=set)
+    failure: str | None = None
+    has_imported: bool = False
+    is_agent_lost: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    link: AgentLink = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.link = AgentLink(self.folder, self._hear)
+
+    def _hear(self, event: Event) -> None:
+        """Take an event of the agent; runs in the link's thread."""
+        kind = event["event"]
+        with self.changed:
+            if kind == "imported":
+                self.has_imported = True
+            elif kind == "spawned":
+                self.pids[event["rank"]] = event["pid"]
+                self.exits.pop(event["rank"], None)
+            elif kind == "joined":
+                self.joined.add(event["rank"])
+            elif kind == "exited":
+                self.joined.discard(event["rank"])
+                self.exits[event["rank"]] = event
+            elif kind == "failed":
+                self.failure = event["error"]
+            elif kind in ("lost", "stopped"):
+                self.is_agent_lost = True
+            self.changed.notify_all()
+        if kind in ("exited", "lost"):
+            self.on_exit(event)
+
+    def start_failure(self) -> str | None:
+        """Say what has gone wrong with the start so far, if anything has."""
+        if self.exits:
+            return describe_exit(min(self.exits.items())[1])
+        if self.failure is not None or self.is_agent_lost:
+            return _agent_failed(self)
+        return None
+
+    def stop(self) -> None:
+        """End every process of the session and remove its folder; may be called twice."""
+        try:
+            self.link.send("stop")
+            with self.changed:
+                self.changed.wait_for(lambda: self.is_agent_lost, timeout=STOP_TIMEOUT_S)
+        except OSError:
+            pass  # the agent is gone already: what is left is ended by the records
+        self.link.close()
+        end_session(self.folder)
+
+
+def end_session(folder: SessionFolder) -> list[str]:
+    """End what still runs of the session in *folder*, by its own records, and remove the folder.
+
+    Returns:
+        The roles of the processes that were still alive.
+    """
+    records = folder.processes()
+    alive = [role for role, process in records if process.is_alive]
+    processes.end([process for _, process in records], mark=folder.session_id)
+    folder.remove()
+    return alive
+
+
+def start(config: Config, on_progress: Callable[[str], None] = lambda _: None) -> Processes:
+    """Start controller, agent and ranks; return when every rank has run one collective.
+
+    Args:
+        config: The resolved configuration.
+        on_progress: Told in a few words what is being waited for.
+
+    Raises:
+        LaunchError: A process ended or did not come; nothing is left running.
+    """
+    plan = plan_devices(config, count_gpus(), available_cores())
+    folder = SessionFolder.create(runtime_root())
+    session = Processes(folder, plan)
+    try:
+        _launch(session, config, on_progress)
+    except BaseException as exc:
+        session.stop()
+        if isinstance(exc, (NbdistError, KeyboardInterrupt)):
+            raise
+        raise LaunchError(f"The session could not be started: {type(exc).__name__}: {exc}") from exc
+    return session
+
+
+def _launch(session: Processes, config: Config, on_progress: Callable[[str], None]) -> None:
+    folder, plan = session.folder, session.plan
+    spec = AgentSpec(
+        session_id=folder.session_id,
+        world_size=plan.nproc,
+        first_rank=0,
+        nproc=plan.nproc,
+        device=plan.device,
+        gpus=plan.gpus,
+        backend=plan.backend,
+        threads=plan.threads,
+        config=to_dict(config),
+        engine_file=str(connection_file(folder, "engine")),
+    )
+    folder.write_json(folder.agent_spec, to_json(spec))
+    folder.describe({"kernel": kernel_of_this_process(), "nproc": plan.nproc, "since": time.time()})
+    cluster = make_cluster(folder, dict(config.env))
+    log = str(folder.logs / "agent.log")
+    cluster.start_engines_sync(n=plan.nproc, output_file=log)  # first: importing torch takes longest
+    agent = cluster.engine_set
+    cluster.start_controller_sync()
+    folder.record_birth("controller", cluster.controller.pid)
+    on_progress("starting the agent")
+    session.link.connect(
+        is_agent_alive=lambda: agent.process.is_running() and agent.state == "running",
+        timeout_s=START_TIMEOUT_S,
+    )
+    on_progress("importing torch")
+    _wait_for_ranks(session, on_progress, lambda: cluster.controller.state == "running")
+
+
+def _wait_for_ranks(
+    session: Processes, on_progress: Callable[[str], None], is_controller_alive: Callable[[], bool]
+) -> None:
+    nproc = session.plan.nproc
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with session.changed:
+        while len(session.joined) < nproc:
+            if failure := session.start_failure():
+                raise LaunchError(failure)
+            if not is_controller_alive():
+                raise LaunchError(_controller_failed(session.folder))
+            if time.monotonic() > deadline:
+                raise LaunchError(_too_slow(session))
+            if session.has_imported:
+                on_progress(f"{len(session.joined)} of {nproc} ranks joined")
+            session.changed.wait(0.5)
+
+
+def describe_exit(event: Event) -> str:
+    """Say how a rank ended and what it wrote last."""
+    tail = "\n".join(str(event.get("tail", "")).splitlines()[-TAIL_LINES:])
+    said = f"Its log ends with:\n{tail}" if tail else "It wrote nothing."
+    return (
+        f"rank {event['rank']} (pid {event['pid']}) {exit_words(event['code'])} during the "
+        f"start.\n{said}\n"
+        "Run `%dist start -n 1` to see whether one rank alone starts. Nothing was left running."
+    )
+
+
+def exit_words(code: int) -> str:
+    """Return an exit code in words: ``exited with code 3``, ``was killed by SIGKILL (...)``."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hints = {
+        signal.SIGKILL: "out of memory, or someone's kill -9",
+        signal.SIGSEGV: "a crash in native code",
+        signal.SIGABRT: "native code gave up; its message is in the log",
+        signal.SIGBUS: "often a full /dev/shm",
+    }
+    hint = hints.get(-code)  # type: ignore[call-overload]
+    return f"was killed by {name}" + (f" ({hint})" if hint else "")
+
+
+def _agent_failed(session: Processes) -> str:
+    what = session.failure or "it ended"
+    return (
+        f"The agent could not start the ranks: {what}\n"
+        f"{_log_end(session.folder.logs / 'agent.log')}\nNothing was left running."
+    )
+
+
+def _controller_failed(folder: SessionFolder) -> str:
+    logs = sorted((folder.path / "log").glob("ipcontroller*.log"))
+    end = _log_end(logs[-1]) if logs else "It wrote no log."
+    return f"ipyparallel's controller ended during the start.\n{end}\nNothing was left running."
+
+
+def _too_slow(session: Processes) -> str:
+    missing = sorted(set(range(session.plan.nproc)) - session.joined)
+    return (
+        f"Ranks {missing} did not join the process group within {START_TIMEOUT_S:.0f} s.\n"
+        f"{_log_end(session.folder.rank_log(missing[0]))}\nNothing was left running."
+    )
+
+
+def _log_end(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return "It wrote no log."
+    return "Its log ends with:\n" + "\n".join(lines[-TAIL_LINES:]) if lines else "Its log is empty."
+
+
+def session_summary(plan: DevicePlan, seed: int) -> str:
+    """Return the one line that a start prints; the same for the same configuration."""
+    ranks = "1 rank" if plan.nproc == 1 else f"{plan.nproc} ranks"
+    return f"{ranks} on 1 host · {plan.device} · {plan.backend} · seed {seed}"
+

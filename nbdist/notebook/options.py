@@ -1,0 +1,131 @@
+"""The flags of ``%%dist`` and of the verbs of ``%dist``, read by argparse."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import dataclass
+from typing import NoReturn
+
+from nbdist.errors import UsageError
+from nbdist.sessions.ranks import split_ranks
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of printing and exiting."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog=prog, add_help=False, allow_abbrev=False, exit_on_error=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong, with the right usage.
+
+        Raises:
+            UsageError: Always.
+        """
+        usage = " ".join(self.format_usage().removeprefix("usage: ").split())
+        raise UsageError(f"{message}\nUsage: {usage}\nNothing has run.")
+
+    def read(self, line: str) -> argparse.Namespace:
+        """Read the words of *line*, quoted as in a shell.
+
+        Raises:
+            UsageError: A flag is unknown, or a value is missing or wrong.
+        """
+        try:
+            return self.parse_args(_join_negative(shlex.split(line)))
+        except (ValueError, argparse.ArgumentError) as exc:
+            self.error(str(exc))
+
+
+@dataclass(frozen=True)
+class CellOptions:
+    """What the first line of a ``%%dist`` cell asks for.
+
+    Attributes:
+        ranks: Where to run, as typed; all when ``None``.
+        out: Name of the notebook variable that takes the values of the last expression.
+        noblock: Return a `Run` at once.
+        timeout_s: Stop the cell after so many seconds.
+        local: Run the cell in the notebook as well.
+        fold: Show once what ranks have in common.
+        yes: Send values of any size.
+    """
+
+    ranks: str | None
+    out: str | None
+    noblock: bool
+    timeout_s: float | None
+    local: bool
+    fold: bool
+    yes: bool
+
+
+def cell_options(line: str) -> CellOptions:
+    """Read the first line of a cell, ``0,2 -o x --timeout 30``.
+
+    Raises:
+        UsageError: A flag is unknown, or a value is missing or wrong.
+        RankError: The ranks cannot be read.
+    """
+    leading, rest = split_ranks(line)
+    parser = Parser("%%dist [RANKS]")
+    parser.add_argument("-t", "--targets", metavar="RANKS")
+    parser.add_argument("-o", "--out", metavar="NAME", type=_identifier)
+    parser.add_argument("-a", "--noblock", action="store_true")
+    parser.add_argument("--timeout", metavar="S", type=_seconds)
+    parser.add_argument("--local", action="store_true")
+    parser.add_argument("--no-fold", action="store_true")
+    parser.add_argument("--yes", action="store_true")
+    found = parser.read(rest)
+    if leading is not None and found.targets is not None:
+        parser.error(f"the ranks are named twice: {leading} and --targets {found.targets}")
+    if found.noblock and (found.out or found.timeout is not None):
+        parser.error("-a returns a Run at once: use its .result() and .wait(S) for -o and --timeout")
+    return CellOptions(
+        ranks=leading if leading is not None else found.targets,
+        out=found.out,
+        noblock=found.noblock,
+        timeout_s=found.timeout,
+        local=found.local,
+        fold=not found.no_fold,
+        yes=found.yes,
+    )
+
+
+def verb_parser(verb: str, *, ranks: bool = False) -> Parser:
+    """Return a parser for ``%dist VERB``, with ``-r RANKS`` if wanted."""
+    parser = Parser(f"%dist {verb}")
+    if ranks:
+        parser.add_argument("-r", "-t", "--ranks", "--targets", dest="ranks", metavar="RANKS")
+    return parser
+
+
+def _join_negative(words: list[str]) -> list[str]:
+    """Let ``-t -1`` name the last rank: argparse would take ``-1`` for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in ("-t", "-r") and word[:2].lstrip("-").isdigit():
+            joined[-1] += word
+        elif joined and joined[-1] in ("--targets", "--ranks"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _identifier(text: str) -> str:
+    if not text.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a variable")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+

@@ -1,0 +1,307 @@
+"""Pack values for the way between notebook and ranks, without copying their big parts into a pickle.
+
+    value ──▶ pickle (protocol 5) + tensors and arrays as raw bytes ──▶ header, buffers
+                                     └─ large ones: a file in shared memory, named in the header
+
+Both sides import this module; it never imports torch, it only recognises what torch made. Nothing
+here is unpickled unless it came over ipyparallel's signed channels.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbdist.errors import TransferError
+
+INLINE_BYTES = 64 * 2**10  # what is larger goes through a file on one host
+MakeTensor = Callable[["TensorBytes"], Any]
+
+
+@dataclass(frozen=True)
+class TensorBytes:
+    """A tensor as raw bytes.
+
+    Attributes:
+        data: Its elements in row-major order.
+        dtype: torch's name without the prefix: ``bfloat16``.
+        shape: Its shape; ``()`` for a scalar.
+        device: Where it was: ``cuda:1``.
+        is_widened: The data is ``float32``, to be narrowed to *dtype* by the receiver.
+    """
+
+    data: memoryview
+    dtype: str
+    shape: tuple[int, ...]
+    device: str
+    is_widened: bool = False
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A value on its way: a JSON header and the raw buffers that travel with it."""
+
+    header: dict[str, Any]
+    buffers: list[bytes]
+    files: tuple[Path, ...] = ()
+
+
+class ValueFolder:
+    """Where large values lie while they pass from one process to another of the same host.
+
+    Args:
+        shared: A folder in shared memory; made on first use.
+        spill: A folder on disk, for when shared memory is too small.
+    """
+
+    def __init__(self, shared: Path, spill: Path) -> None:
+        self._shared = shared
+        self._spill = spill
+
+    def write(self, data: memoryview) -> Path:
+        """Write *data* to a new file, readable by this user only."""
+        path = self._place(data.nbytes) / secrets.token_hex(8)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, data.nbytes)  # a full /dev/shm fails here, not as a SIGBUS
+            rest = data.cast("B")
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        except OSError as exc:
+            path.unlink()
+            raise TransferError(
+                f"There is no room for {readable_size(data.nbytes)} in {path.parent}: {exc.strerror}.\n"
+                "Pull a part of the value, or free space there."
+            ) from exc
+        finally:
+            os.close(fd)
+        return path
+
+    def _place(self, size_bytes: int) -> Path:
+        try:
+            self._shared.mkdir(mode=0o700, exist_ok=True)
+            room = os.statvfs(self._shared)
+        except OSError:
+            return self._spill
+        is_enough = room.f_bavail * room.f_frsize > size_bytes + 2**20
+        return self._shared if is_enough else self._spill
+
+    def read(self, path: Path) -> memoryview:
+        """Return the bytes of a file that `write` made: mapped, not read; private to the caller."""
+        if path.parent not in (self._shared, self._spill):
+            raise TransferError(f"{path} is not a file of this session.")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def pack(value: Any, folder: ValueFolder | None, *, max_bytes: int | None = None) -> Packed:
+    """Pack *value*.
+
+    Args:
+        value: Anything that can be pickled; tensors may stand anywhere in it.
+        folder: Where large buffers go; ``None`` sends everything with the message.
+        max_bytes: Refuse what is larger; ``None`` for no limit.
+
+    Raises:
+        TransferError: It cannot be pickled, or is larger than *max_bytes*.
+    """
+    stream = io.BytesIO()
+    pickler = _Pickler(stream)
+    try:
+        pickler.dump(value)
+    except TransferError:
+        raise
+    except Exception as exc:
+        raise TransferError(
+            f"A value of type {type(value).__name__} cannot be sent: {exc}.\n"
+            "Send a part of it that is plain data, tensors or arrays."
+        ) from exc
+    parts = [memoryview(stream.getbuffer()), *pickler.parts]
+    size_bytes = sum(part.nbytes for part in parts)
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise TransferError(
+            f"The value has {readable_size(size_bytes)}; up to {readable_size(max_bytes)} are sent "
+            "without asking.\nAdd --yes to send it all the same, or send a part of it."
+        )
+    places: list[str | None] = []
+    buffers: list[bytes] = []
+    files: list[Path] = []
+    for part in parts:
+        if folder is not None and part.nbytes > INLINE_BYTES:
+            files.append(folder.write(part))
+            places.append(str(files[-1]))
+        else:
+            buffers.append(part.tobytes())
+            places.append(None)
+    header = {"places": places, "tensors": pickler.tensors, "size_bytes": size_bytes}
+    return Packed(header, buffers, tuple(files))
+
+
+def unpack(
+    header: Mapping[str, Any],
+    buffers: list[memoryview],
+    folder: ValueFolder | None,
+    make_tensor: MakeTensor,
+    *,
+    keep_files: bool = False,
+) -> Any:
+    """Return the value that `pack` packed.
+
+    Args:
+        header: As `pack` made it.
+        buffers: As `pack` made them, in order.
+        folder: The folder that `pack` used.
+        make_tensor: Builds this side's tensor from its bytes.
+        keep_files: Leave the files for other readers.
+
+    Raises:
+        TransferError: It needs a class or a library that is not here.
+    """
+    inline = iter(buffers)
+    parts: list[memoryview] = []
+    for place in header["places"]:
+        if place is None:
+            parts.append(memoryview(next(inline)))
+            continue
+        if folder is None:
+            raise TransferError("The value lies in a file of another host.")
+        parts.append(folder.read(Path(place)))
+        if not keep_files:
+            Path(place).unlink()
+    unpickler = _Unpickler(parts, header["tensors"], make_tensor)
+    return unpickler.load()
+
+
+def readable_size(size_bytes: int) -> str:
+    """Return *size_bytes* as a reader would say it: ``1.5 GiB``."""
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+class _Pickler(pickle.Pickler):
+    """Sets tensors and big buffers aside while it pickles the rest."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream, protocol=5, buffer_callback=self._take_buffer)
+        self.parts: list[memoryview] = []
+        self.tensors: list[dict[str, Any]] = []
+        self._torch = sys.modules.get("torch")
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
+        self.parts.append(buffer.raw())
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Set a tensor aside; everything else is pickled."""
+        as_bytes = getattr(type(obj), "nbdist_tensor_bytes", None)
+        if as_bytes is not None:
+            tensor = as_bytes(obj)
+        elif self._torch is not None and isinstance(obj, self._torch.Tensor):
+            tensor = _bytes_of(obj, self._torch)
+        else:
+            return None
+        self.parts.append(tensor.data)
+        self.tensors.append(
+            {
+                "part": len(self.parts),  # the pickle itself is part 0
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "device": tensor.device,
+                "is_widened": tensor.is_widened,
+            }
+        )
+        return len(self.tensors) - 1
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Send torch's small descriptive objects as what they say."""
+        torch = self._torch
+        if torch is not None:
+            if isinstance(obj, torch.Size):
+                return tuple, (list(obj),)
+            if isinstance(obj, (torch.dtype, torch.device)):
+                return str, (str(obj),)
+        return NotImplemented
+
+
+def _bytes_of(tensor: Any, torch: Any) -> TensorBytes:
+    """Return the elements of a torch tensor; a CUDA tensor passes through the CPU."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise TransferError(
+            f"A {type(tensor).__name__} cannot be sent as it is.\n"
+            "Send its local part (`x.to_local()`) or the whole (`x.full_tensor()`)."
+        )
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise TransferError(
+            f"A tensor with layout {tensor.layout} on device {tensor.device} cannot be sent.\n"
+            "Send a dense one: `x.to_dense()`."
+        )
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    raw = plain.reshape(-1).view(torch.uint8).numpy()
+    return TensorBytes(
+        data=memoryview(raw),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        shape=tuple(tensor.shape),
+        device=str(tensor.device),
+    )
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts tensors and buffers back where they were."""
+
+    def __init__(
+        self, parts: list[memoryview], tensors: list[dict[str, Any]], make_tensor: MakeTensor
+    ) -> None:
+        self._tensor_of: dict[int, Any] = {}
+        self._parts = parts
+        self._tensors = tensors
+        self._make_tensor = make_tensor
+        stream = io.BytesIO(parts[0])
+        super().__init__(stream, buffers=self._plain_parts())
+
+    def _plain_parts(self) -> list[memoryview]:
+        """The parts that are not tensors, in the order in which they were set aside."""
+        used = {entry["part"] for entry in self._tensors}
+        return [part for i, part in enumerate(self._parts) if i > 0 and i not in used]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the tensor that was set aside."""
+        index = int(pid)
+        if index not in self._tensor_of:
+            entry = self._tensors[index]
+            self._tensor_of[index] = self._make_tensor(
+                TensorBytes(
+                    self._parts[entry["part"]],
+                    entry["dtype"],
+                    tuple(entry["shape"]),
+                    entry["device"],
+                    entry["is_widened"],
+                )
+            )
+        return self._tensor_of[index]
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse what would import torch here, and say what a missing class means."""
+        root = module.partition(".")[0]
+        if root == "torch" and "torch" not in sys.modules:
+            raise TransferError(
+                f"The value holds a {module}.{name}, and torch is not imported here.\n"
+                "Take plain tensors out of it (say `model.state_dict()`), or import torch first."
+            )
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError) as exc:
+            raise TransferError(
+                f"The value is or holds a {name} of module {module}, which is not known here.\n"
+                "Send its plain parts, or define the class on both sides."
+            ) from exc

@@ -1,0 +1,430 @@
+"""The agent: one process per host that imports torch once and forks the ranks.
+
+    kernel ──agent.sock──▶ agent ──fork──▶ store keeper     holds the TCPStore; never inside a rank
+                             ├────fork──▶ rank 0           an ipyparallel engine, own process group
+                             └────fork──▶ rank 1
+
+It is the parent of all ranks: it sees an exit at once, ends the rest of a dead rank's process group,
+and tells the kernel. Over its socket (JSON lines) go births, deaths and signals; neither code nor
+results. It ends the whole session when told to, or when the kernel's connection breaks.
+
+It must stay safe to fork from: one thread, no tensor operation ever, no device touched. So it imports
+and waits, nothing else. Started by module name (``python -m nbdist.rank.agent FOLDER``).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbdist import processes
+from nbdist.folder import SessionFolder
+from nbdist.wire import AgentSpec
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes the loop
+PIPE_BYTES = 2**20
+TAIL_BYTES = 2000
+CONTROLLER_TIMEOUT_S = 60.0
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass
+class RankProcess:
+    """A rank as its parent sees it.
+
+    Attributes:
+        identity: Its process; the process group has the same number.
+        output: Read end of the pipe that is its fd 1 and 2. The rank reads it too; the agent only
+            steps in when the rank does not (held up in a C call, or dead).
+        channel: Socket to the rank. Its end tells the rank that the agent is gone.
+        pending: Bytes of a line that has not ended yet.
+        is_filling: The pipe was more than half full at the last look.
+    """
+
+    identity: processes.ProcessId
+    output: int
+    channel: socket.socket
+    pending: bytearray = field(default_factory=bytearray)
+    is_filling: bool = False
+
+
+class Agent:
+    """Forks, watches, signals and ends the ranks of one host."""
+
+    def __init__(self, folder: SessionFolder, spec: AgentSpec) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.ranks: dict[int, RankProcess] = {}
+        self.kernels: dict[socket.socket, bytearray] = {}
+        self.store_address = ("127.0.0.1", 0)
+        self.store_channel: socket.socket | None = None
+        self.is_ending = False
+        self._history: list[dict[str, Any]] = []
+        self._selector = selectors.DefaultSelector()
+        self._listener = self._listen()
+        self._wakeup = self._watch_children()
+
+    # The loop ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Start everything, then serve until the session ends."""
+        self._serve_until(lambda: bool(self.kernels), deadline_s=CONTROLLER_TIMEOUT_S)
+        if not self.kernels:
+            return self.end("no kernel ever connected")
+        try:
+            self._start()
+        except Exception as exc:
+            logger.exception("the start failed")
+            self._push({"event": "failed", "error": f"{type(exc).__name__}: {exc}"})
+        self._serve_until(lambda: self.is_ending)
+        return None
+
+    def _start(self) -> None:
+        import_engine()
+        self._push({"event": "imported"})
+        gc.collect()
+        gc.freeze()  # the pages of what was imported stay shared with the ranks
+        self._keep_store()
+        for local_rank in range(self.spec.nproc):
+            self.spawn(self.spec.first_rank + local_rank)
+
+    def _serve_until(self, is_over: Any, deadline_s: float | None = None) -> None:
+        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        while not is_over() and not self.is_ending:
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            for key, _ in self._selector.select(timeout=POLL_S):
+                key.data(key.fileobj)
+            self._collect_exits()
+            self._look_at_pipes()
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        draft = f"{self.folder.agent_socket}.part"
+        listener.bind(draft)
+        listener.listen()
+        Path(draft).rename(self.folder.agent_socket)  # who sees the name can connect at once
+        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        return listener
+
+    def _watch_children(self) -> tuple[socket.socket, socket.socket]:
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._selector.register(reader, selectors.EVENT_READ, lambda sock: sock.recv(4096))
+        return reader, writer
+
+    def _on_term(self, *_: object) -> None:
+        self.end("the agent was told to terminate")
+
+    # The kernel's side ------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        uid = struct.unpack(
+            "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        )[1]
+        if uid != os.getuid():
+            connection.close()
+            return
+        self.kernels[connection] = bytearray()
+        self._selector.register(connection, selectors.EVENT_READ, self._hear_kernel)
+        for message in self._history:
+            self._send(connection, message)
+
+    def _hear_kernel(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(65536)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._lose(connection)
+            return
+        for message in _lines(self.kernels[connection], data):
+            self._obey(connection, message)
+
+    def _lose(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        self.kernels.pop(connection, None)
+        connection.close()
+        if not self.kernels:
+            self.end("the kernel is gone")
+
+    def _obey(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
+        command = message.get("command")
+        if command == "stop":
+            self.end("told to stop", reply_to=connection)
+        elif command == "signal":
+            self._signal(message["rank"], message["signal"])
+        elif command == "state":
+            self._send(connection, {"event": "state", "ranks": sorted(self.ranks)})
+        else:
+            logger.warning("unknown command: %r", message)
+
+    def _signal(self, rank: int, signum: int) -> None:
+        if (process := self.ranks.get(rank)) and process.identity.is_alive:
+            os.kill(process.identity.pid, signum)
+
+    def _push(self, message: dict[str, Any]) -> None:
+        """Tell every kernel, and those that connect later."""
+        self._history.append(message)
+        for connection in list(self.kernels):
+            self._send(connection, message)
+
+    def _send(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
+        try:
+            connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            logger.info("a kernel did not take %r", message.get("event"))
+
+    # The ranks' side --------------------------------------------------------------------------
+
+    def spawn(self, rank: int) -> None:
+        """Fork the process of *rank*.
+
+        Raises:
+            RuntimeError: The agent is not safe to fork from any more.
+        """
+        threads = os.listdir("/proc/self/task")
+        if len(threads) != 1:
+            raise RuntimeError(f"the agent has {len(threads)} threads; a forked rank could hang")
+        output, output_end = os.pipe2(os.O_CLOEXEC)
+        _widen(output)
+        os.set_blocking(output, False)
+        channel, channel_end = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            self._become_rank(rank, output, output_end, channel, channel_end)
+        os.setpgid(pid, pid)  # here and in the child: whoever comes first
+        os.close(output_end)
+        channel_end.close()
+        identity = self.folder.record_birth(f"rank {rank}", pid)
+        self.ranks[rank] = RankProcess(identity, output, channel)
+        self._selector.register(channel, selectors.EVENT_READ, lambda _: self._hear_rank(rank))
+        self._push({"event": "spawned", "rank": rank, "pid": pid})
+
+    def _become_rank(
+        self,
+        rank: int,
+        output: int,
+        output_end: int,
+        channel: socket.socket,
+        channel_end: socket.socket,
+    ) -> None:
+        """Leave the agent's life behind and run the rank; never returns."""
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            os.dup2(output_end, 1)
+            os.dup2(output_end, 2)
+            os.close(output_end)
+            channel.close()
+            self._forget_agent()
+            from nbdist.rank import engine  # imported already; the name is what is new
+
+            code = engine.run(self.folder, self.spec, rank, self.store_address, output, channel_end)
+        except BaseException:  # noqa: BLE001 - the edge of a process: it becomes the log and the exit code
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _forget_agent(self) -> None:
+        """In a fresh child: close what belongs to the agent and undo its signal handling."""
+        signal.set_wakeup_fd(-1)
+        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_DFL)
+        self._selector.close()
+        for connection in (self._listener, *self._wakeup, *self.kernels):
+            connection.close()
+        if self.store_channel is not None:
+            self.store_channel.close()
+        for sibling in self.ranks.values():
+            os.close(sibling.output)
+            sibling.channel.close()
+
+    def _hear_rank(self, rank: int) -> None:
+        process = self.ranks[rank]
+        try:
+            data = process.channel.recv(65536)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._selector.unregister(process.channel)
+            return
+        for message in _lines(process.pending, data):
+            self._push({**message, "rank": rank})
+
+    def _collect_exits(self) -> None:
+        for rank, process in list(self.ranks.items()):
+            try:
+                pid, status = os.waitpid(process.identity.pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if pid:
+                self._bury(rank, os.waitstatus_to_exitcode(status))
+
+    def _bury(self, rank: int, code: int) -> None:
+        process = self.ranks.pop(rank)
+        for pid in processes.group_members(process.identity.pid, self.spec.session_id):
+            os.kill(pid, signal.SIGKILL)
+        self._drain(rank, process)
+        os.close(process.output)
+        if process.channel.fileno() in self._selector.get_map():
+            self._selector.unregister(process.channel)
+        process.channel.close()
+        self._push(
+            {
+                "event": "exited",
+                "rank": rank,
+                "pid": process.identity.pid,
+                "code": code,
+                "tail": _tail(self.folder.rank_log(rank)),
+            }
+        )
+
+    def _look_at_pipes(self) -> None:
+        """Empty the pipe of a rank that has let it fill up, so that nobody blocks on writing."""
+        for rank, process in self.ranks.items():
+            is_filling = _bytes_waiting(process.output) > PIPE_BYTES // 2
+            if is_filling and process.is_filling:
+                self._drain(rank, process)
+            process.is_filling = is_filling
+
+    def _drain(self, rank: int, process: RankProcess) -> None:
+        with self.folder.rank_log(rank).open("ab") as log:
+            while data := _read_now(process.output):
+                log.write(data)
+
+    # The store --------------------------------------------------------------------------------
+
+    def _keep_store(self) -> None:
+        """Fork the process that holds the TCPStore, on a loopback socket of its own."""
+        from torch.distributed import TCPStore
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.store_address = listener.getsockname()[:2]
+        channel, channel_end = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setpgid(0, 0)
+                channel.close()
+                self._forget_agent()
+                host, port = self.store_address
+                store = TCPStore(
+                    host,
+                    port,
+                    is_master=True,
+                    wait_for_workers=False,
+                    master_listen_fd=listener.detach(),
+                )
+                channel_end.recv(1)  # returns when the agent is gone
+                del store
+            finally:
+                os._exit(0)
+        os.setpgid(pid, pid)
+        listener.close()
+        channel_end.close()
+        self.store_channel = channel
+        self.folder.record_birth("store", pid)
+
+    # The end ----------------------------------------------------------------------------------
+
+    def end(self, reason: str, reply_to: socket.socket | None = None) -> None:
+        """End every process of the session, the agent last, and remove its folder."""
+        if self.is_ending:
+            return
+        self.is_ending = True
+        logger.info("the session ends: %s", reason)
+        others = [p for role, p in self.folder.processes() if p.pid != os.getpid()]
+        killed = processes.end(others, mark=self.spec.session_id)
+        self.folder.remove()
+        if reply_to is not None:
+            self._send(reply_to, {"event": "stopped", "killed": killed})
+        os._exit(0)
+
+
+def import_engine() -> None:
+    """Import all that a rank needs, so that a fork has it already. Starts no thread."""
+    from nbdist.rank import engine
+
+    engine.preload()
+
+
+def _lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
+    """Add *data* to *pending* and take the complete JSON lines off it."""
+    pending += data
+    *lines, rest = bytes(pending).split(b"\n")
+    pending[:] = rest
+    return [json.loads(line) for line in lines if line]
+
+
+def _widen(pipe: int) -> None:
+    import fcntl
+
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        logger.info("the pipe keeps its default size")  # beyond the user's limit of pipe pages
+
+
+def _bytes_waiting(fd: int) -> int:
+    import fcntl
+    import termios
+
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0])
+
+
+def _read_now(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except BlockingIOError:
+        return b""
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return text.strip()
+
+
+def main(folder_path: str) -> None:
+    """Run the agent of the session in *folder_path*."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    folder = SessionFolder(Path(folder_path))
+    content = json.loads(folder.agent_spec.read_text())
+    content["gpus"] = tuple(content["gpus"])
+    spec = AgentSpec(**content)
+    folder.record_birth("agent", os.getpid())
+    # Before torch is imported: with more than one BLAS thread a forked rank can hang.
+    for name in ONE_THREAD:
+        os.environ[name] = "1"
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning of ipykernel's debugger
+    Agent(folder, spec).run()
+
+
+if __name__ == "__main__":  # spawn workers of a rank import this module again: nothing happens
+    main(sys.argv[1])

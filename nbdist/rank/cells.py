@@ -1,0 +1,147 @@
+"""Run a cell on this rank, and always reply.
+
+    shell channel ──CellRequest──▶ CellRunner.handle ──▶ IPython ──▶ CellReply ──▶ shell channel
+
+An exception in a handler of ipykernel would mean no reply at all, so everything from the request on
+is turned into a reply. The reply says how many output batches went before it on the other socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from IPython.core.interactiveshell import ExecutionResult
+
+
+from nbdist.rank import values
+from nbdist.rank.failures import describe
+from nbdist.rank.interrupts import Interrupts
+from nbdist.rank.outputs import Recorder
+from nbdist.rank.shell import RankShell
+from nbdist.wire import CellReply, CellRequest, Status
+
+
+class CellRunner:
+    """Runs cells one after another in the main thread."""
+
+    def __init__(self, shell: RankShell, recorder: Recorder, interrupts: Interrupts) -> None:
+        self.shell = shell
+        self.recorder = recorder
+        self.interrupts = interrupts
+        self.running: tuple[str, float] | None = None
+        self.cell_id: str | None = None
+
+    async def run(
+        self, content: Mapping[str, Any], folder: values.ValueFolder
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Run the cell that *content* describes.
+
+        Returns:
+            The reply as a JSON object, and the buffers of the value it carries.
+        """
+        request = CellRequest(**content)
+        started = time.perf_counter()
+        self._forget_last_error()
+        self.recorder.begin(request.cell_id)
+        self.interrupts.enter(request.cell_id)
+        self.running, self.cell_id = (request.label, time.time()), request.cell_id
+        failure: BaseException | None = None
+        result: ExecutionResult | None = None
+        try:
+            if self.interrupts.is_stopped(request.cell_id):
+                failure = KeyboardInterrupt("stopped before it began")
+            else:
+                result, failure = await self._execute(request)
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, the notebook gets a reply
+            failure = exc
+        is_stopped = self.interrupts.is_stopped(request.cell_id)
+        self.interrupts.leave()
+        self.running = self.cell_id = None
+        return self._reply(request, result, failure, is_stopped, started, folder)
+
+    async def _execute(
+        self, request: CellRequest
+    ) -> tuple[ExecutionResult | None, BaseException | None]:
+        shell = self.shell
+        shell.compile.label = request.label  # type: ignore[attr-defined]
+        if request.number is not None:
+            shell.execution_count = request.number
+        preprocessing = None
+        try:
+            transformed = shell.transform_cell(request.code)
+        except Exception:  # noqa: BLE001 - a syntax error of IPython's own; run_cell reports it
+            transformed, preprocessing = request.code, sys.exc_info()
+        shell.last_exception = None
+        cell = shell.run_cell_async(
+            request.code,
+            store_history=True,
+            transformed_cell=transformed,
+            preprocessing_exc_tuple=preprocessing,
+        )
+        result: ExecutionResult | None = None
+        try:
+            result = await self.interrupts.guard(cell)
+        finally:
+            shell.events.trigger("post_execute")
+            shell.events.trigger("post_run_cell", result)
+        return result, _failure_of(result) or shell.last_exception
+
+    def _reply(
+        self,
+        request: CellRequest,
+        result: ExecutionResult | None,
+        failure: BaseException | None,
+        is_stopped: bool,
+        started: float,
+        folder: values.ValueFolder,
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        status: Status = "ok" if failure is None else "error"
+        if is_stopped and isinstance(failure, (KeyboardInterrupt, asyncio.CancelledError)):
+            status = "stopped"
+        value, value_error, buffers = None, None, []
+        if request.want_value and status == "ok":
+            try:
+                packed = values.pack(result.result if result else None, request.max_value_bytes, folder)
+                value, buffers = packed.header, packed.buffers
+            except Exception as exc:  # noqa: BLE001 - a value that cannot travel fails the -o, not the rank
+                value_error = f"{type(exc).__name__}: {exc}"
+        outputs, num_batches = self.recorder.end()
+        reply = CellReply(
+            status=status,
+            num_batches=num_batches,
+            outputs=tuple(outputs),
+            error=None if failure is None else describe(failure),
+            value=value,
+            value_error=value_error,
+            seconds=time.perf_counter() - started,
+        )
+        return reply.to_json(), buffers
+
+    def _forget_last_error(self) -> None:
+        """Let go of the last error's frames, which would keep their tensors alive."""
+        error = self.shell.last_exception
+        self.shell.last_exception = None
+        while error is not None:
+            traceback.clear_frames(error.__traceback__) if error.__traceback__ else None
+            error.__traceback__, error = None, error.__cause__ or error.__context__
+        for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+            if hasattr(sys, name):
+                delattr(sys, name)
+
+
+def _failure_of(result: ExecutionResult | None) -> BaseException | None:
+    if result is None:
+        return None
+    return result.error_before_exec or result.error_in_exec
+
+
+def reply_after(exc: BaseException) -> dict[str, Any]:
+    """Return the reply to a request that could not even be read."""
+    return CellReply(status="error", num_batches=0, error=describe(exc)).to_json()
+
+

@@ -1,0 +1,202 @@
+"""Turn a fresh fork into a rank: environment, device, seed, process group, ipyparallel engine.
+
+    fork ──▶ run ──▶ join the process group ──▶ one all_reduce ──▶ engine registers as id == rank
+
+The engine is ipyparallel's own; what is replaced is how it runs cells and what it does with their
+output. ipyparallel's and ipykernel's private names that this needs stand in `nbdist.rank.kernel`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from datetime import timedelta
+from types import FrameType
+from typing import Any, NoReturn
+
+from nbdist.folder import SessionFolder
+from nbdist.rank.logs import RankLog
+from nbdist.wire import AgentSpec
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 1.0
+
+
+def preload() -> None:
+    """Import, in the agent, everything a rank will need, so that the fork has it already."""
+    import ipykernel.debugger
+    import torch.distributed
+    import torch.nn.parallel  # noqa: F401 - imported to be there after the fork
+
+    import nbdist.rank.kernel
+    import nbdist.runtime  # noqa: F401
+
+
+def run(
+    folder: SessionFolder,
+    spec: AgentSpec,
+    rank: int,
+    store_address: tuple[str, int],
+    pipe: int,
+    channel: socket.socket,
+) -> int:
+    """Be *rank* until the session ends.
+
+    Args:
+        folder: The session's files.
+        spec: What the agent was told.
+        rank: This process's rank in the world.
+        store_address: Host and port of the TCPStore.
+        pipe: Non-blocking read end of the pipe that is this process's fd 1 and 2.
+        channel: Socket to the agent; its end means that the agent is gone.
+
+    Returns:
+        The exit code of the process.
+    """
+    log = RankLog(folder.rank_log(rank), spec.config["log_bytes"])
+    signal.signal(signal.SIGTERM, _end_on_term)
+    _watch_agent(channel)
+    set_environment(spec, rank, store_address)
+    _quiet_warnings()
+    device = join(spec, rank, store_address)
+    _tell(channel, event="joined")
+    from nbdist.rank.kernel import RankEngine
+
+    engine = RankEngine.for_rank(folder=folder, spec=spec, rank=rank, pipe=pipe, log=log)
+    engine.user_ns = namespace(spec, rank, device)
+    engine.initialize([])
+    engine.start()
+    return 0
+
+
+def set_environment(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> None:
+    """Set what torchrun would set, so that code written for it runs in a cell as well."""
+    local_rank = rank - spec.first_rank
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(local_rank),
+        WORLD_SIZE=str(spec.world_size),
+        LOCAL_WORLD_SIZE=str(spec.nproc),
+        GROUP_RANK=str(spec.first_rank // spec.nproc),
+        GROUP_WORLD_SIZE=str(spec.world_size // spec.nproc),
+        NODE_RANK=str(spec.first_rank // spec.nproc),
+        ROLE_RANK=str(rank),
+        ROLE_WORLD_SIZE=str(spec.world_size),
+        MASTER_ADDR=store_address[0],
+        MASTER_PORT=str(store_address[1]),
+        OMP_NUM_THREADS=str(spec.threads),  # for children; this process is past reading it
+    )
+    if spec.nproc == spec.world_size:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def join(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> Any:
+    """Set device, threads and seed, then join the process group and run one collective.
+
+    Returns:
+        The rank's ``torch.device``.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from nbdist.runtime.seed import rank_seed, set_seed
+
+    config = spec.config
+    torch.set_num_threads(spec.threads)
+    local_rank = rank - spec.first_rank
+    device = torch.device("cpu")
+    if spec.device == "cuda":
+        device = torch.device("cuda", spec.gpus[local_rank])
+        torch.cuda.set_device(device)  # before init: NCCL takes the current device
+    else:
+        multiprocessing.set_start_method("fork", force=True)  # classes of cells reach the workers
+    set_seed(rank_seed(config["seed"], rank, config["seed_per_rank"]), deterministic=False)
+    if config["deterministic"]:
+        torch.use_deterministic_algorithms(True)
+    host, port = store_address
+    timeout = timedelta(seconds=config["timeout_s"])
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    # Each generation of the group has keys of its own: a rebuilt one must not meet old entries.
+    dist.init_process_group(
+        spec.backend,
+        store=dist.PrefixStore("gen0", store),
+        rank=rank,
+        world_size=spec.world_size,
+        timeout=timeout,
+        device_id=device if spec.device == "cuda" else None,
+    )
+    dist.all_reduce(torch.ones(1, device=device))
+    return device
+
+
+def namespace(spec: AgentSpec, rank: int, device: Any) -> dict[str, Any]:
+    """Return the names every rank starts with."""
+    import torch
+
+    import nbdist
+    from nbdist.config import from_dict
+    from nbdist.rank.shell import refuse_exit
+
+    return {
+        "rank": rank,
+        "local_rank": rank - spec.first_rank,
+        "world_size": spec.world_size,
+        "device": device,
+        "dist": torch.distributed,
+        "torch": torch,
+        "cfg": from_dict(spec.config),
+        "nbdist": nbdist,
+        "exit": refuse_exit,
+        "quit": refuse_exit,
+    }
+
+
+def _quiet_warnings() -> None:
+    """Keep warnings about our own way of working from the user; theirs are left alone."""
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", append=True)
+    warnings.filterwarnings("ignore", message="To exit: use 'exit'")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+
+
+def _tell(channel: socket.socket, **message: Any) -> None:
+    channel.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _watch_agent(channel: socket.socket) -> None:
+    """End this rank when the agent is gone: nobody else would."""
+
+    def wait() -> None:
+        try:
+            while channel.recv(4096):
+                pass
+        except OSError:
+            logger.info("the channel to the agent broke")
+        _end_group()
+
+    threading.Thread(target=wait, name="nbdist-agent", daemon=True).start()
+
+
+def _end_group() -> NoReturn:
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _end_on_term(_signum: int, _frame: FrameType | None) -> NoReturn:
+    """Run what the user's libraries registered for the exit, then go; no interpreter teardown."""
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+    finally:
+        os._exit(0)

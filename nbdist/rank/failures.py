@@ -1,0 +1,111 @@
+"""Turn an exception into frozen data that the notebook can show.
+
+Pure but for reading source lines. What is *ours* in a traceback (IPython's and nbdist's frames below
+the cell) is left out; what is the user's or a library's stays, and is marked as such.
+"""
+
+from __future__ import annotations
+
+import linecache
+import site
+import sysconfig
+import traceback
+from types import TracebackType
+from typing import Literal
+
+from nbdist.wire import CellError, Frame
+
+CELL_PREFIXES = ("In[", "run[")
+MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
+MAX_MESSAGE = 20_000  # characters of an exception's own text
+
+_LIBRARY_ROOTS = tuple(
+    {
+        *site.getsitepackages(),
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+    }
+)
+
+
+def describe(exception: BaseException, waited_for: int | None = None) -> CellError:
+    """Return *exception* and what led to it as data.
+
+    Args:
+        exception: As it left the cell.
+        waited_for: The rank whose failure this one is only a consequence of.
+    """
+    return _describe(exception, waited_for, seen=set())
+
+
+def _describe(exception: BaseException, waited_for: int | None, seen: set[int]) -> CellError:
+    seen.add(id(exception))
+    link: Literal["cause", "context"] = "cause" if exception.__cause__ is not None else "context"
+    previous = exception.__cause__
+    if previous is None and not exception.__suppress_context__:
+        previous = exception.__context__
+    is_new = previous is not None and id(previous) not in seen
+    return CellError(
+        ename=type(exception).__name__,
+        evalue=_message(exception),
+        frames=_frames(exception),
+        cause=_describe(previous, None, seen) if previous is not None and is_new else None,
+        link=link,
+        waited_for=waited_for,
+    )
+
+
+def _message(exception: BaseException) -> str:
+    try:
+        text = str(exception)
+    except Exception as exc:  # noqa: BLE001 - the user's __str__ may raise anything
+        return f"<its message cannot be shown: {type(exc).__name__}>"
+    notes = getattr(exception, "__notes__", None)
+    if isinstance(notes, list):
+        text = "\n".join([text, *map(str, notes)])
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[:MAX_MESSAGE]}… ({len(text) - MAX_MESSAGE} characters more)"
+    return text
+
+
+def _frames(exception: BaseException) -> tuple[Frame, ...]:
+    if isinstance(exception, SyntaxError) and is_cell(exception.filename or ""):
+        return (
+            Frame(
+                location=f"{exception.filename}:{exception.lineno}",
+                function="<module>",
+                source=(exception.text or "").strip(),
+                is_cell=True,
+            ),
+        )
+    summaries = list(_user_part(exception.__traceback__))
+    if len(summaries) > MAX_FRAMES:
+        half = MAX_FRAMES // 2
+        summaries = summaries[:half] + summaries[-half:]
+    return tuple(_frame(filename, line, name) for filename, line, name in summaries)
+
+
+def _user_part(tb: TracebackType | None) -> list[tuple[str, int, str]]:
+    """Return (file, line, function) from the first line of a cell on; all, where none is there."""
+    steps = [
+        (frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(tb)
+    ]
+    first = next((i for i, step in enumerate(steps) if is_cell(step[0])), 0)
+    return steps[first:]
+
+
+def _frame(filename: str, line: int, function: str) -> Frame:
+    return Frame(
+        location=f"{filename}:{line}",
+        function=function,
+        source=linecache.getline(filename, line).strip(),
+        is_cell=is_cell(filename),
+        is_library=filename.startswith(_LIBRARY_ROOTS) or filename.startswith("<"),
+    )
+
+
+def is_cell(filename: str) -> bool:
+    """Whether *filename* is the label of a cell."""
+    return filename.startswith(CELL_PREFIXES)

@@ -1,0 +1,97 @@
+"""Let SIGINT reach user code, and only user code.
+
+A ``KeyboardInterrupt`` in the middle of our own bookkeeping would swallow a reply and leave the
+notebook waiting for ever. So the signal raises only while a cell's code has the floor; a cell that is
+suspended in an ``await`` is cancelled instead; outside of cells nothing happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Coroutine, Generator
+from types import FrameType
+from typing import Any
+
+
+class Interrupts:
+    """Holds who is to be interrupted by the next SIGINT. Lives in the main thread of a rank."""
+
+    def __init__(self) -> None:
+        self._is_armed = False
+        self._task: asyncio.Task[Any] | None = None
+        self._cell_id: str | None = None
+        self._stopped: set[str] = set()
+        self._lock = threading.Lock()
+
+    def install(self) -> None:
+        """Handle SIGINT from now on."""
+        signal.signal(signal.SIGINT, self._on_sigint)
+
+    def request(self, cell_ids: list[str]) -> None:
+        """Stop these cells, the running one and those that have not begun. Any thread may call."""
+        with self._lock:
+            self._stopped.update(cell_ids)
+            is_running = self._cell_id in self._stopped
+        if is_running:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def is_stopped(self, cell_id: str) -> bool:
+        """Whether *cell_id* was told to stop."""
+        with self._lock:
+            return cell_id in self._stopped
+
+    def enter(self, cell_id: str) -> None:
+        """Say that *cell_id* runs now."""
+        with self._lock:
+            self._cell_id = cell_id
+            self._task = asyncio.current_task()
+
+    def leave(self) -> None:
+        """Say that no cell runs now."""
+        with self._lock:
+            self._stopped.discard(self._cell_id or "")
+            self._cell_id = self._task = None
+
+    def _on_sigint(self, _signum: int, _frame: FrameType | None) -> None:
+        if self._is_armed:
+            # No `_stopped.add` under the lock: this runs in the main thread, which may hold it.
+            raise KeyboardInterrupt
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    def guard(self, coroutine: Coroutine[Any, Any, Any]) -> Guarded:
+        """Return an awaitable that runs *coroutine* and lets SIGINT raise inside it."""
+        return Guarded(self, coroutine)
+
+
+class Guarded:
+    """Drives a coroutine step by step; SIGINT raises within a step, never between two.
+
+    An exception that left a step of an asyncio task as ``KeyboardInterrupt`` would end the event
+    loop of the engine with it.
+    """
+
+    def __init__(self, interrupts: Interrupts, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._interrupts = interrupts
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step, argument = self._coroutine.send, None
+        while True:
+            try:
+                awaited = self._armed(step, argument)
+            except StopIteration as over:
+                return over.value
+            try:
+                step, argument = self._coroutine.send, (yield awaited)
+            except BaseException as exc:  # noqa: BLE001 - handed into the coroutine, whose it is
+                step, argument = self._coroutine.throw, exc  # type: ignore[assignment]
+
+    def _armed(self, step: Any, argument: Any) -> Any:
+        self._interrupts._is_armed = True
+        try:
+            return step(argument)
+        finally:
+            self._interrupts._is_armed = False

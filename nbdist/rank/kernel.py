@@ -1,0 +1,216 @@
+"""The ipyparallel engine of a rank, and every private name of ipyparallel and ipykernel it needs.
+
+Read in ipyparallel 9.2 and ipykernel 7.4. `RankKernel` takes cells as messages of our own type: a
+stock execute request never replies to a cell with ``await``, publishes a message per output, and
+makes ipykernel abort what is queued after an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import ipyparallel.engine.app as engine_app
+import torch
+from ipyparallel.engine.app import IPEngine
+from ipyparallel.engine.kernel import IPythonParallelKernel
+from ipyparallel.serialize import uncan
+from traitlets import Type
+
+from nbdist import packing, wire
+from nbdist.folder import SessionFolder
+from nbdist.rank import cells, values
+from nbdist.rank.inputs import InputRelay
+from nbdist.rank.interrupts import Interrupts
+from nbdist.rank.logs import RankLog
+from nbdist.rank.outputs import Recorder, install_streams
+from nbdist.rank.shell import CellCompiler, RankShell
+from nbdist.wire import AgentSpec
+
+class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
+    """Runs cells, moves values, and answers on the control channel meanwhile."""
+
+    shell_class = Type(RankShell)
+    compiler_class = Type(CellCompiler)
+
+    def attach(
+        self, folder: SessionFolder, recorder: Recorder, interrupts: Interrupts, inputs: InputRelay
+    ) -> None:
+        """Give the kernel what the engine made for it, and take our messages from now on."""
+        self.recorder = recorder
+        self.interrupts = interrupts
+        self.inputs = inputs
+        self.folder = values.value_folder(folder)
+        self.runner = cells.CellRunner(self.shell, recorder, interrupts)
+        self.parents: dict[str, Any] = {}
+        self.shell.record_to(recorder)
+        self.shell_handlers[wire.CELL_REQUEST] = self.on_cell
+        self.shell_handlers[wire.VALUE_REQUEST] = self.on_values
+        self.control_handlers[wire.INTERRUPT_REQUEST] = self.on_interrupt
+        self.control_handlers[wire.SNAPSHOT_REQUEST] = self.on_snapshot
+        self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
+
+    # Shell channel: the main thread -----------------------------------------------------------
+
+    async def on_cell(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Run a cell; whatever happens, reply."""
+        buffers: list[bytes] = []
+        try:
+            self.parents[parent["content"]["cell_id"]] = parent
+            content, buffers = await self.runner.run(parent["content"], self.folder)
+        except BaseException as exc:  # noqa: BLE001 - without a reply the notebook would wait for ever
+            content = cells.reply_after(exc)
+        finally:
+            task = asyncio.current_task()
+            if task is not None and hasattr(task, "uncancel"):
+                while task.cancelling():
+                    task.uncancel()
+        self.parents.pop(parent["content"].get("cell_id", ""), None)
+        self._reply(stream, wire.CELL_REPLY, content, parent, ident, buffers)
+
+    def on_values(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Send a variable to the notebook, or take one from it."""
+        buffers: list[bytes] = []
+        content: dict[str, Any]
+        try:
+            content, buffers = self._move_values(parent["content"], parent["buffers"])
+        except Exception as exc:  # noqa: BLE001 - the user's expression may raise anything
+            content = {"status": "error", "error": f"{type(exc).__name__}: {exc}"}
+        self._reply(stream, wire.VALUE_REPLY, content, parent, ident, buffers)
+
+    def _move_values(
+        self, content: Mapping[str, Any], buffers: list[Any]
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        namespace = self.shell.user_ns
+        if content["action"] == "push":
+            views = [memoryview(buffer) for buffer in buffers]
+            names = packing.unpack(
+                content["value"], views, self.folder, values.make_tensor, keep_files=True
+            )
+            namespace.update(names)
+            return {"status": "ok"}, []
+        if content["action"] == "push_function":
+            views = [memoryview(buffer) for buffer in buffers]
+            canned = packing.unpack(content["value"], views, None, values.make_tensor)
+            namespace[content["name"]] = uncan(canned, namespace)
+            return {"status": "ok"}, []
+        value = eval(content["expression"], namespace)  # noqa: S307 - the user's own code on their own rank
+        packed = packing.pack(value, self.folder, max_bytes=content["max_bytes"])
+        return {"status": "ok", "value": packed.header}, packed.buffers
+
+    def _reply(
+        self,
+        stream: Any,
+        msg_type: str,
+        content: dict[str, Any],
+        parent: dict[str, Any],
+        ident: Any,
+        buffers: list[bytes] | None = None,
+    ) -> None:
+        self.session.send(
+            stream, msg_type, content, parent=parent, ident=ident, buffers=buffers or []
+        )
+
+    # Control channel: a thread of its own -----------------------------------------------------
+
+    def on_interrupt(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Stop the named cells."""
+        self.interrupts.request(parent["content"]["cell_ids"])
+        self._reply(stream, f"{wire.INTERRUPT_REQUEST}_reply", {"status": "ok"}, parent, ident)
+
+    def on_input_reply(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Hand the user's answer to the ``input()`` that waits for it."""
+        self.inputs.answer(parent["content"])
+        self._reply(stream, f"{wire.INPUT_REPLY}_reply", {"status": "ok"}, parent, ident)
+
+    def on_snapshot(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Say what this rank is doing."""
+        running = self.runner.running
+        content: dict[str, Any] = {"status": "ok", "pid": os.getpid()}
+        if running is not None:
+            content |= {"cell": running[0], "seconds": time.time() - running[1]}
+            content["stack"] = self._main_stack()
+        if torch.cuda.is_initialized():
+            content["gpu_bytes"] = torch.cuda.memory_allocated()
+        self._reply(stream, f"{wire.SNAPSHOT_REQUEST}_reply", content, parent, ident)
+
+    def _main_stack(self) -> list[str]:
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        summaries = traceback.extract_stack(frame) if frame is not None else []
+        return [f"{s.filename}:{s.lineno} {s.name}" for s in summaries]
+
+    # ipykernel's own habits, changed ----------------------------------------------------------
+
+    def publish_batch(self, cell_id: str, outputs: list[wire.Output]) -> None:
+        """Send one batch of the cell's output on iopub."""
+        content = {"outputs": [wire.output_to_json(output) for output in outputs]}
+        self.publish(wire.OUTPUT_BATCH, cell_id, content)
+
+    def publish(self, msg_type: str, cell_id: str, content: dict[str, Any]) -> None:
+        """Send a message about a running cell on iopub; any thread may."""
+        parent = self.parents.get(cell_id)
+        if parent is not None:
+            self.session.send(self.iopub_socket, msg_type, content, parent=parent)
+
+    def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
+        """Say busy and idle only for others' messages: ours end with a reply that says all."""
+        header = (parent or self.get_parent(channel) or {}).get("header", {})
+        if not str(header.get("msg_type", "")).startswith("nbdist_"):
+            super()._publish_status(status, channel, parent)
+
+    def pre_handler_hook(self) -> None:
+        """Leave SIGINT to `Interrupts`."""
+
+    def post_handler_hook(self) -> None:
+        """Leave SIGINT to `Interrupts`."""
+
+
+class RankEngine(IPEngine):  # type: ignore[misc]
+    """The engine application of a rank."""
+
+    folder: SessionFolder
+    rank_log: RankLog
+    pipe: int
+    log_bytes: int
+
+    @classmethod
+    def for_rank(
+        cls, *, folder: SessionFolder, spec: AgentSpec, rank: int, pipe: int, log: RankLog
+    ) -> RankEngine:
+        """Return the engine of *rank*, not started yet."""
+        engine_app.Kernel = RankKernel  # the engine makes its kernel by this name
+        engine = cls.instance(
+            id=rank,
+            url_file=spec.engine_file,
+            enable_nanny=False,
+            max_heartbeat_misses=0,  # a silent controller is no reason to lose a model
+            timeout=60.0,
+            log_level=logging.ERROR,
+        )
+        engine.config.ProfileDir.location = str(folder.path)
+        engine.folder, engine.rank_log, engine.pipe = folder, log, pipe
+        engine.log_bytes = spec.config["log_bytes"]
+        return engine
+
+    def redirect_output(self, iopub_socket: Any) -> None:
+        """Called once the kernel is made, before it takes messages: attach ours."""
+        kernel = self.kernel
+        recorder = Recorder(self.rank_log, self.pipe, kernel.publish_batch, self.log_bytes)
+        interrupts = Interrupts()
+        inputs = InputRelay(kernel.publish, lambda: kernel.runner.cell_id)
+        kernel.attach(self.folder, recorder, interrupts, inputs)
+        interrupts.install()
+        inputs.install()
+        install_streams(recorder)
+        recorder.start_threads()
+
+    def init_signal(self) -> None:
+        """Leave the signals as the rank has set them."""
+

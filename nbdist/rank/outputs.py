@@ -1,0 +1,316 @@
+"""Take down everything a cell puts out, in order, and send it on in batches.
+
+    print, display, warnings ──▶ Recorder ──▶ pending ──every 50 ms──▶ iopub batch
+    fd 1 and 2 (C++, children) ──▶ pipe ──────┘   └──── rest ────────▶ the cell's reply
+                                                  └──── all text ────▶ the rank's log
+
+What belongs to no running cell (late threads, idle children) goes to the log alone, never into
+another cell. Beyond ``log_bytes`` of one cell output is counted and dropped here, on the rank.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import io
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from nbdist.rank.logs import RankLog
+from nbdist.wire import Clear, Display, Dropped, Output, Text
+
+FIRST_FLUSH_S = 0.004  # a short cell is over by then, and all of it travels in its reply
+FLUSH_S = 0.05
+MAX_BATCH_BYTES = 2**20
+
+StreamName = Literal["stdout", "stderr"]
+_cell: contextvars.ContextVar[object | None] = contextvars.ContextVar("nbdist_cell", default=None)
+
+
+class Recorder:
+    """Collects the output of the running cell; at most one cell runs at a time.
+
+    Args:
+        log: Takes all text, whether or not a cell runs.
+        pipe: Non-blocking read end of the pipe that is this process's fd 1 and 2.
+        publish: Sends one batch; called from the flusher thread and from the main thread.
+        log_bytes: Most bytes of output kept of one cell.
+    """
+
+    def __init__(
+        self,
+        log: RankLog,
+        pipe: int,
+        publish: Callable[[str, list[Output]], None],
+        log_bytes: int,
+    ) -> None:
+        self._log = log
+        self._pipe = pipe
+        self._publish = publish
+        self._log_bytes = log_bytes
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._cell_id: str | None = None
+        self._token: object | None = None
+        self._old_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._pending: list[Output] = []
+        self._pending_bytes = 0
+        self._kept_bytes = 0
+        self._dropped_bytes = 0
+        self._num_batches = 0
+        self._partial = {"stdout": io.StringIO(), "stderr": io.StringIO()}
+        self._has_output = threading.Event()
+        self._is_over = threading.Event()
+
+    def start_threads(self) -> None:
+        """Start the flusher and the reader of the pipe; both end with the process."""
+        threading.Thread(target=self._flush_forever, name="nbdist-output", daemon=True).start()
+        threading.Thread(target=self._read_forever, name="nbdist-pipe", daemon=True).start()
+
+    # A cell's life ----------------------------------------------------------------------------
+
+    def begin(self, cell_id: str) -> None:
+        """Take what comes from now on for the output of *cell_id*."""
+        with self._lock:
+            self.take_pipe()
+            self._cell_id, self._token = cell_id, object()
+            _cell.set(self._token)
+            self._old_threads = weakref.WeakSet(threading.enumerate())
+            self._old_threads.discard(threading.main_thread())
+            self._pending, self._pending_bytes = [], 0
+            self._kept_bytes = self._dropped_bytes = self._num_batches = 0
+            self._is_over.clear()
+
+    def end(self) -> tuple[list[Output], int]:
+        """Close the cell.
+
+        Returns:
+            Its output that has not been published, and the number of batches published before.
+        """
+        with self._lock:
+            self.take_pipe()
+            outputs = self._take_pending()
+            if self._dropped_bytes:
+                outputs.append(Dropped(self._dropped_bytes))
+            self._cell_id = self._token = None
+            self._is_over.set()
+            return outputs, self._num_batches
+
+    # What comes in ----------------------------------------------------------------------------
+
+    def write(self, name: StreamName, text: str) -> None:
+        """Take *text* from Python's stdout or stderr, from any thread."""
+        if os.getpid() != self._pid:  # a forked child: its text comes back through the pipe
+            os.write(1 if name == "stdout" else 2, text.encode(errors="replace"))
+            return
+        with self._lock:
+            if self._is_ours():
+                self.take_pipe()  # what a child wrote before this line stands before it
+                self._keep(Text(name, text), len(text))
+            self._log_lines(name, text)
+
+    def show(self, output: Display | Clear) -> None:
+        """Take a display, an update of one, or ``clear_output``."""
+        with self._lock:
+            if self._is_ours():
+                self.take_pipe()
+                size = sum(len(v) for v in getattr(output, "data", {}).values() if isinstance(v, str))
+                self._keep(output, size)
+
+    def take_pipe(self) -> None:
+        """Take what C++ and child processes have written to fd 1 and 2 so far."""
+        with self._lock:
+            while data := self._read_pipe():
+                self._log.write(data)
+                if self._cell_id is not None:
+                    self._keep(Text("stdout", data.decode(errors="replace")), len(data))
+
+    def _read_pipe(self) -> bytes:
+        try:
+            return os.read(self._pipe, 65536)
+        except BlockingIOError:
+            return b""
+
+    def _is_ours(self) -> bool:
+        """Whether the calling thread works for the running cell, not for an earlier one."""
+        if self._cell_id is None:
+            return False
+        token = _cell.get()
+        if token is not None:
+            return token is self._token
+        return threading.current_thread() not in self._old_threads
+
+    def _keep(self, output: Output, size_bytes: int) -> None:
+        if self._kept_bytes + size_bytes > self._log_bytes:
+            self._dropped_bytes += size_bytes
+            return
+        self._kept_bytes += size_bytes
+        self._pending.append(output)
+        self._pending_bytes += size_bytes
+        if len(self._pending) == 1:
+            self._has_output.set()
+        elif self._pending_bytes > MAX_BATCH_BYTES:
+            self.flush()
+
+    def _log_lines(self, name: StreamName, text: str) -> None:
+        """Write whole lines to the log; the rest waits for its end."""
+        partial = self._partial[name]
+        partial.write(text)
+        if "\n" in text:
+            lines, newline, rest = partial.getvalue().rpartition("\n")
+            self._log.write((lines + newline).encode(errors="replace"))
+            partial.seek(0)
+            partial.truncate()
+            partial.write(rest)
+
+    # What goes out ----------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Publish what is pending as one batch."""
+        with self._lock:
+            if self._cell_id is None or not self._pending:
+                return
+            outputs = self._take_pending()
+            self._num_batches += 1
+            self._publish(self._cell_id, outputs)
+
+    def _take_pending(self) -> list[Output]:
+        outputs, self._pending, self._pending_bytes = self._pending, [], 0
+        self._has_output.clear()
+        return merge_text(outputs)
+
+    def _flush_forever(self) -> None:
+        while True:
+            self._has_output.wait()
+            if not self._is_over.wait(FIRST_FLUSH_S):
+                self.flush()
+                self._is_over.wait(FLUSH_S)
+
+    def _read_forever(self) -> None:
+        """Wait for the pipe, so that output comes while the main thread is in a long call."""
+        import select
+
+        poller = select.poll()
+        poller.register(self._pipe, select.POLLIN)
+        while True:
+            poller.poll()
+            self.take_pipe()
+
+
+def merge_text(outputs: Iterable[Output]) -> list[Output]:
+    """Join neighbouring pieces of text of one stream."""
+    merged: list[Output] = []
+    pieces: list[str] = []
+    name: StreamName | None = None
+    for output in outputs:
+        if isinstance(output, Text):
+            if output.name != name:
+                if name is not None:
+                    merged.append(Text(name, "".join(pieces)))
+                name, pieces = output.name, []
+            pieces.append(output.text)
+            continue
+        if name is not None:
+            merged.append(Text(name, "".join(pieces)))
+            name = None
+        merged.append(output)
+    if name is not None:
+        merged.append(Text(name, "".join(pieces)))
+    return merged
+
+
+class RankStream(io.TextIOBase):
+    """``sys.stdout`` or ``sys.stderr`` of a rank."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, recorder: Recorder, name: StreamName) -> None:
+        self._recorder = recorder
+        self._name: StreamName = name
+        self.name = f"<{name}>"
+        self.buffer = _Bytes(self)
+
+    def write(self, text: str) -> int:
+        """Record *text*."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if text:
+            self._recorder.write(self._name, text)
+        return len(text)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The file descriptor that children get; what they write comes to the same cell."""
+        return 1 if self._name == "stdout" else 2
+
+    def isatty(self) -> bool:
+        """It is not a terminal."""
+        return False
+
+
+class _Bytes(io.RawIOBase):
+    """The ``buffer`` of a stream, for those who write bytes."""
+
+    def __init__(self, stream: RankStream) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        raw = bytes(data)
+        self._stream.write(raw.decode(errors="replace"))
+        return len(raw)
+
+
+def install_streams(recorder: Recorder) -> None:
+    """Make *recorder* take what Python code prints."""
+    sys.stdout = RankStream(recorder, "stdout")
+    sys.stderr = RankStream(recorder, "stderr")
+
+
+def scalar_of(value: Any) -> float | int | None:
+    """Return *value* as a plain number where it is one real number, else ``None``.
+
+    Numbers of Python and NumPy, and tensors without dimensions; a bool is not a number here.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return value
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if kind is not None:  # NumPy
+        return value.item() if kind in "iuf" and getattr(value, "shape", None) == () else None
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and value.dim() == 0:
+        is_plain = type(value) in (torch.Tensor, torch.nn.Parameter)
+        if is_plain and not value.is_complex() and value.dtype is not torch.bool:
+            number = value.detach().item()
+            return number if isinstance(number, (int, float)) else None
+    return None
+
+
+def display_from(
+    kind: Literal["display", "update", "result"],
+    data: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None,
+    display_id: str | None = None,
+    scalar: float | int | None = None,
+) -> Display:
+    """Return a display whose data can travel as JSON (images become base64 text)."""
+    from ipykernel.jsonutil import encode_images, json_clean
+
+    return Display(
+        kind=kind,
+        data=json_clean(encode_images(dict(data))),
+        metadata=json_clean(dict(metadata or {})),
+        display_id=display_id,
+        scalar=scalar,
+    )

@@ -1,0 +1,138 @@
+"""IPython as a rank runs it: the same shell as in a notebook, with our outputs and our errors.
+
+ipykernel's display machinery sends a message per output; here every output goes to the `Recorder`.
+IPython's own traceback is never rendered (its first one takes a second); the exception itself is kept.
+"""
+
+from __future__ import annotations
+
+import linecache
+from typing import Any
+
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from ipykernel.zmqshell import ZMQInteractiveShell
+from traitlets import Instance, Type
+
+from nbdist.errors import NbdistError
+from nbdist.rank.outputs import Recorder, display_from, scalar_of
+from nbdist.wire import Clear
+
+
+class CellCompiler(CachingCompiler):
+    """Names the code of a cell ``In[12]``, so that tracebacks and ``inspect`` say where it stands."""
+
+    label = "cell"
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """Return the label of the running cell, made unique where another source had it before."""
+        name, count = self.label, 1
+        while name in linecache.cache and "".join(linecache.cache[name][2]) != transformed_code:  # type: ignore[misc]
+            count += 1
+            name = f"{self.label}#{count}"
+        return name
+
+
+class RankDisplayPublisher(DisplayPublisher):
+    """Hands displays to the recorder."""
+
+    recorder = Instance(Recorder)
+
+    def publish(  # type: ignore[override]
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+        **_: Any,
+    ) -> None:
+        """Show *data*, or update the displays of the same id."""
+        display_id = (transient or {}).get("display_id")
+        kind = "update" if update else "display"
+        self.recorder.show(display_from(kind, data, metadata, display_id))  # type: ignore[arg-type]
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Forget the cell's output so far."""
+        self.recorder.show(Clear(wait))
+
+
+class RankDisplayHook(DisplayHook):
+    """Hands the value of a cell's last expression to the recorder."""
+
+    recorder = Instance(Recorder)
+    value: Any = None
+
+    def __call__(self, result: Any = None) -> None:
+        """Show *result*, unless it is ``None`` or the line ends with a semicolon."""
+        self.value = result
+        try:
+            super().__call__(result)
+        finally:
+            self.value = None
+
+    def write_output_prompt(self) -> None:
+        """No prompt: the notebook shows its own."""
+
+    def write_format_data(
+        self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Record the value, with its number where it is one."""
+        scalar = scalar_of(self.value)
+        self.recorder.show(display_from("result", format_dict, md_dict, scalar=scalar))
+
+    def finish_displayhook(self) -> None:
+        """Nothing is left to do."""
+
+
+class RankShell(ZMQInteractiveShell):  # type: ignore[misc]
+    """The interactive shell of a rank."""
+
+    compiler_class = Type(CellCompiler)
+    last_exception: BaseException | None = None
+
+    def showtraceback(
+        self, exc_tuple: Any = None, filename: str | None = None, **_: Any
+    ) -> None:
+        """Keep the exception; the notebook shows it."""
+        try:
+            etype, value, tb = self._get_exc_info(exc_tuple)
+        except ValueError:
+            return
+        self.last_exception = value
+
+    def showsyntaxerror(self, filename: str | None = None, **_: Any) -> None:
+        """Keep the exception; the notebook shows it."""
+        self.showtraceback()
+
+    def _format_exception_for_storage(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {}  # IPython's history would render each traceback once more
+
+    def set_parent(self, parent: Any, *_: Any) -> None:
+        """Note whose message is being handled; our outputs know their cell by themselves."""
+        self._rank_parent = parent
+
+    def get_parent(self) -> Any:
+        """Return the message being handled."""
+        return getattr(self, "_rank_parent", {})
+
+    def record_to(self, recorder: Recorder) -> None:
+        """Send all output of this shell to *recorder*."""
+        self.display_pub = RankDisplayPublisher(parent=self, shell=self, recorder=recorder)
+        self.displayhook = RankDisplayHook(
+            parent=self, shell=self, cache_size=self.cache_size, recorder=recorder
+        )
+        self.display_trap.hook = self.displayhook
+
+
+def refuse_exit(*_: object) -> None:
+    """Stand in for ``exit`` and ``quit`` in the ranks' namespace.
+
+    Raises:
+        NbdistError: Always.
+    """
+    raise NbdistError(
+        "exit() does not end the ranks.\n"
+        "Use `%dist stop` in a cell of its own to end the session, or `return`/`raise` to leave code."
+    )

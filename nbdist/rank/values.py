@@ -1,0 +1,31 @@
+"""Variables of a rank, on their way to the notebook and from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nbdist import packing
+from nbdist.folder import SessionFolder
+from nbdist.packing import Packed, TensorBytes, ValueFolder
+
+
+def value_folder(folder: SessionFolder) -> ValueFolder:
+    """Return where large values of this session lie on their way."""
+    return ValueFolder(folder.shared_memory(), folder.path)
+
+
+def pack(value: Any, max_bytes: int, folder: ValueFolder) -> Packed:
+    """Pack *value* for the notebook; see `nbdist.packing.pack`."""
+    return packing.pack(value, folder, max_bytes=max_bytes)
+
+
+def make_tensor(source: TensorBytes) -> torch.Tensor:
+    """Return a CPU tensor over the bytes of *source*."""
+    dtype = getattr(torch, source.dtype)
+    stored = torch.float32 if source.is_widened else dtype
+    if not source.data.nbytes:
+        return torch.empty(source.shape, dtype=dtype)
+    data: Any = source.data if not source.data.readonly else bytearray(source.data)
+    return torch.frombuffer(data, dtype=torch.uint8).view(stored).reshape(source.shape).to(dtype)

@@ -1,0 +1,279 @@
+"""One cell on its way through the ranks: what has come back so far, and when it is over.
+
+A cell is over on a rank when its reply and all output batches that the reply counts have arrived
+(they travel on different sockets), or when the rank is dead, or when `STRAGGLER_S` have passed since
+the reply. Messages come in on the client's IO thread; whoever waits, waits in their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nbdist import view
+from nbdist.errors import CellFailed, CellStopped, TransferError
+from nbdist.sessions.transport import Message
+from nbdist.sessions.values import RankValues, Unpacker
+from nbdist.wire import (
+    INPUT_REQUEST,
+    OUTPUT_BATCH,
+    CellError,
+    CellReply,
+    CellRequest,
+    Output,
+    RankOutput,
+    output_from_json,
+)
+
+STRAGGLER_S = 2.0
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Something that happened to a run.
+
+    Attributes:
+        kind: ``output`` (more of it), ``input`` (a rank asks the user), or ``over`` (on this rank).
+        rank: Where.
+        outputs: What came, for ``output``.
+        content: The question, for ``input``.
+    """
+
+    kind: Literal["output", "input", "over"]
+    rank: int
+    outputs: tuple[Output, ...] = ()
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _RankRun:
+    """What has arrived from one rank."""
+
+    batches: list[Output] = field(default_factory=list)
+    num_batches: int = 0
+    reply: CellReply | None = None
+    reply_buffers: list[memoryview] = field(default_factory=list)
+    replied_at: float = 0.0
+    death: CellError | None = None
+    abandoned: CellError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        if self.death is not None or self.abandoned is not None:
+            return True
+        if self.reply is None:
+            return False
+        is_complete = self.num_batches >= self.reply.num_batches
+        return is_complete or time.monotonic() - self.replied_at > STRAGGLER_S
+
+
+class Run:
+    """A cell that was sent to some ranks.
+
+    Made by `Session.run`. Awaitable; at the end of a notebook cell it shows what it has.
+
+    Args:
+        request: What was sent.
+        unpacker: Turns a value's bytes into an object, for `result`.
+        cancel: Interrupts this run on its ranks.
+    """
+
+    def __init__(
+        self, request: CellRequest, unpacker: Unpacker, cancel: Callable[[Run], None]
+    ) -> None:
+        self.request = request
+        self.ranks = request.ranks
+        self.fold = True
+        self._unpacker = unpacker
+        self._cancel = cancel
+        self._parts = {rank: _RankRun() for rank in request.ranks}
+        self._changed = threading.Condition()
+        self._events: queue.SimpleQueue[RunEvent] = queue.SimpleQueue()
+        self._values: RankValues | None = None
+        self.timed_out_s: float | None = None
+
+    def __repr__(self) -> str:
+        over = [rank for rank in self.ranks if self._parts[rank].is_over]
+        where = view.name_ranks(self.ranks)
+        if len(over) < len(self.ranks):
+            return f"<Run {self.request.label} on {where}, {len(over)} of {len(self.ranks)} done>"
+        return f"<Run {self.request.label} on {where}, {'failed' if self.has_failed else 'ok'}>"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        return self.render() if self.done else {"text/plain": repr(self)}
+
+    # What the ranks say -----------------------------------------------------------------------
+
+    def hear(self, rank: int, message: Message) -> None:
+        """Take a message from *rank*; called in the IO thread."""
+        with self._changed:
+            part = self._parts[rank]
+            was_over = part.is_over
+            if message.kind == OUTPUT_BATCH:
+                outputs = tuple(output_from_json(o) for o in message.content["outputs"])
+                part.batches.extend(outputs)
+                part.num_batches += 1
+                self._events.put(RunEvent("output", rank, outputs))
+            elif message.kind == INPUT_REQUEST:
+                self._events.put(RunEvent("input", rank, content=message.content))
+            else:
+                part.reply = CellReply.from_json(message.content)
+                part.reply_buffers = message.buffers
+                part.replied_at = time.monotonic()
+                if part.reply.outputs:
+                    self._events.put(RunEvent("output", rank, part.reply.outputs))
+            if part.is_over and not was_over:
+                self._events.put(RunEvent("over", rank))
+            self._changed.notify_all()
+
+    def note_death(self, rank: int, error: CellError) -> None:
+        """Take the news that *rank* is gone; called in the agent link's thread."""
+        with self._changed:
+            if rank in self._parts and not self._parts[rank].is_over:
+                self._parts[rank].death = error
+                self._events.put(RunEvent("over", rank))
+                self._changed.notify_all()
+
+    def abandon(self, error: CellError) -> tuple[int, ...]:
+        """Wait no longer for ranks that do not answer.
+
+        Returns:
+            The ranks that were still running.
+        """
+        with self._changed:
+            stuck = tuple(rank for rank in self.ranks if not self._parts[rank].is_over)
+            for rank in stuck:
+                self._parts[rank].abandoned = error
+            self._changed.notify_all()
+        return stuck
+
+    # What a caller may ask --------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether the cell is over on every rank."""
+        return all(part.is_over for part in self._parts.values())
+
+    @property
+    def running_ranks(self) -> tuple[int, ...]:
+        """The ranks on which the cell is not over."""
+        return tuple(rank for rank in self.ranks if not self._parts[rank].is_over)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended with anything but *ok* on some rank."""
+        return any(output.status != "ok" for output in self.outputs)
+
+    @property
+    def outputs(self) -> tuple[RankOutput, ...]:
+        """What each rank has put out so far, in rank order."""
+        return tuple(self._output_of(rank) for rank in self.ranks)
+
+    def _output_of(self, rank: int) -> RankOutput:
+        with self._changed:
+            part = self._parts[rank]
+            if part.reply is None:
+                error = part.death or part.abandoned
+                status: Any = "dead" if part.death else "stopped" if part.abandoned else "ok"
+                return RankOutput(rank, status, tuple(part.batches), error)
+            outputs = (*part.batches, *part.reply.outputs)
+            return RankOutput(rank, part.reply.status, outputs, part.reply.error)
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """How long the code ran, by rank."""
+        parts = self._parts.items()
+        return {rank: part.reply.seconds for rank, part in parts if part.reply is not None}
+
+    def next_event(self, timeout_s: float) -> RunEvent | None:
+        """Return the next thing that happens, or ``None`` after *timeout_s*."""
+        try:
+            return self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
+        except queue.Empty:
+            return None
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the cell is over everywhere; return whether it is.
+
+        Args:
+            timeout_s: Give up waiting (not the cell) after so many seconds.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while not self.done:
+                rest = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+                if rest <= 0:
+                    return False
+                has_reply = any(part.reply is not None for part in self._parts.values())
+                self._changed.wait(min(rest, STRAGGLER_S / 10) if has_reply else rest)
+        return True
+
+    def result(self, timeout_s: float | None = None) -> RankValues:
+        """Wait for the cell and return the value of its last expression from each rank.
+
+        Raises:
+            TimeoutError: It was not over after *timeout_s*.
+            CellFailed: It ended with an error on some rank.
+            TransferError: A value could not be sent.
+        """
+        if not self.wait(timeout_s):
+            raise TimeoutError(f"{self!r} after {timeout_s} s")
+        self.raise_failure()
+        return self.values()
+
+    def values(self) -> RankValues:
+        """Return the values that came with the replies.
+
+        Raises:
+            TransferError: One could not be sent.
+        """
+        if self._values is None:
+            values = {}
+            for rank in self.ranks:
+                part = self._parts[rank]
+                if part.reply is not None and part.reply.value_error:
+                    raise TransferError(f"rank {rank}: {part.reply.value_error}")
+                if part.reply is not None and part.reply.value is not None:
+                    values[rank] = self._unpacker(part.reply.value, part.reply_buffers)
+                    part.reply_buffers = []
+            self._values = RankValues(values)
+        return self._values
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong, if anything did.
+
+        Raises:
+            CellStopped: It was stopped or timed out.
+            CellFailed: It ended with an error on some rank.
+        """
+        outputs = self.outputs
+        failed = [output for output in outputs if output.status != "ok"]
+        if not failed:
+            return
+        summary = view.summary(outputs)
+        if self.timed_out_s is not None:
+            raise CellStopped(f"stopped after --timeout {self.timed_out_s:g} s: {summary}")
+        if all(output.status == "stopped" for output in failed):
+            raise CellStopped(summary)
+        raise CellFailed(summary)
+
+    def cancel(self) -> None:
+        """Stop the cell on all its ranks; those that have not begun it will not."""
+        self._cancel(self)
+
+    def render(self) -> dict[str, str]:
+        """Return what the cell put out as one mime bundle."""
+        return view.render(self.outputs, fold=self.fold)
+
+    def __await__(self) -> Generator[Any, Any, RankValues]:
+        return self._result_async().__await__()
+
+    async def _result_async(self) -> RankValues:
+        while not self.done:
+            await asyncio.sleep(0.02)
+        return self.result()

@@ -1,0 +1,429 @@
+"""A session: running ranks, the cells on them, and the values that pass between.
+
+    Session.run ──▶ Run            one message per rank, queued there
+    Session.pull / push            values, queued behind the cells
+    Session.interrupt              reaches the code that runs now
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbdist import packing, wire
+from nbdist.config import Config, load_config
+from nbdist.errors import SessionError, TransferError
+from nbdist.launchers import start as launching
+from nbdist.launchers.launcher import connection_file
+from nbdist.packing import ValueFolder
+from nbdist.sessions import transport
+from nbdist.sessions.ranks import parse_ranks
+from nbdist.sessions.run import Run
+from nbdist.sessions.transport import Message, RankClient
+from nbdist.sessions.values import RankValues, tensor_from
+from nbdist.view import name_ranks
+from nbdist.wire import CellError, CellRequest
+
+MAX_VALUE_BYTES = 2**30
+INTERRUPT_S = 5.0  # how long an interrupted cell may take to end
+SNAPSHOT_S = 1.0
+
+RankSpec = str | int | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class RankState:
+    """What one rank is doing.
+
+    Attributes:
+        rank: Which.
+        pid: Its process.
+        state: ``idle``, ``running In[3] for 2 s``, ``dead: ...`` or ``no answer``.
+        memory_bytes: Resident memory of the process; ``None`` when it is dead.
+        gpu_bytes: CUDA memory that torch has allocated; ``None`` without CUDA.
+    """
+
+    rank: int
+    pid: int
+    state: str
+    memory_bytes: int | None
+    gpu_bytes: int | None
+
+
+class Session:
+    """A running set of ranks. Made by `start`; a context manager that stops it.
+
+    Args:
+        config: The resolved configuration it was started with.
+        processes: Its processes.
+        client: The connection to its ranks.
+    """
+
+    def __init__(
+        self, config: Config, processes: launching.Processes, client: RankClient
+    ) -> None:
+        self.config = config
+        self._processes = processes
+        self._client = client
+        self._numbers = itertools.count(1)
+        self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._folder = ValueFolder(processes.folder.shared_memory(), processes.folder.path)
+        processes.on_exit = self._on_exit
+
+    def __repr__(self) -> str:
+        if self._is_stopped:
+            return "<Session, stopped>"
+        busy = any(not run.done for run in list(self._runs.values()))
+        state = "busy" if busy else "idle"
+        dead = f", {name_ranks(self.dead_ranks)} dead" if self.dead_ranks else ""
+        return f"<Session {self.world_size} ranks on 1 host, {state}{dead}>"
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def session_id(self) -> str:
+        """The name of the session's folder, as ``nbdist ps`` shows it."""
+        return self._processes.folder.session_id
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self._processes.plan.nproc
+
+    @property
+    def summary(self) -> str:
+        """The session in one line, the same for the same configuration."""
+        return launching.session_summary(self._processes.plan, self.config.seed)
+
+    @property
+    def dead_ranks(self) -> tuple[int, ...]:
+        """Ranks whose process is gone."""
+        return tuple(sorted(self._processes.exits))
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped."""
+        return self._is_stopped
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the session can run cells: not stopped, and its agent there."""
+        return not self._is_stopped and not self._processes.is_agent_lost
+
+    # Cells ------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        code: str,
+        ranks: RankSpec = None,
+        *,
+        want_value: bool = True,
+        number: int | None = None,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+    ) -> Run:
+        """Send *code* to *ranks* and return at once.
+
+        Args:
+            code: A cell; IPython syntax and ``await`` are allowed.
+            ranks: As in ``%%dist``: ``"0,2"``, ``1``, ``[0, 1]``; all when ``None``.
+            want_value: Send the value of the last expression back, for `Run.result`.
+            number: The notebook's execution count, for tracebacks.
+            max_value_bytes: Refuse to send a value larger than this.
+
+        Raises:
+            RankError: There is no such rank.
+            SessionError: The session has stopped, or one of the ranks is dead.
+        """
+        targets = self._targets(ranks)
+        serial = next(self._numbers)
+        request = CellRequest(
+            cell_id=f"{self.session_id}-{serial}",
+            code=code,
+            label=f"In[{number}]" if number is not None else f"run[{serial}]",
+            number=number,
+            ranks=targets,
+            want_value=want_value,
+            max_value_bytes=max_value_bytes,
+        )
+        run = Run(request, self._unpack, self.interrupt)
+        self._runs[request.cell_id] = run
+        content = wire.to_json(request)
+        for rank in targets:
+            self._send_cell(run, rank, content)
+        for rank in set(targets) & set(self.dead_ranks):  # it may have died a moment ago
+            run.note_death(rank, self._death(rank))
+        return run
+
+    def _send_cell(self, run: Run, rank: int, content: Mapping[str, Any]) -> None:
+        client = self._client
+
+        def hear(message: Message) -> None:
+            run.hear(rank, message)
+            if rank not in run.running_ranks:
+                client.forget(msg_id)
+
+        msg_id = client.request(rank, wire.CELL_REQUEST, content, hear)
+
+    def select(self, ranks: RankSpec) -> tuple[int, ...]:
+        """Return the ranks that *ranks* names, dead ones as well.
+
+        Raises:
+            RankError: There is no such rank.
+        """
+        if ranks is None:
+            return tuple(range(self.world_size))
+        text = str(ranks) if isinstance(ranks, (str, int)) else ",".join(map(str, ranks))
+        return parse_ranks(text, self.world_size)
+
+    def _targets(self, ranks: RankSpec) -> tuple[int, ...]:
+        self._check_alive()
+        targets = self.select(ranks)
+        dead = sorted(set(targets) & set(self.dead_ranks))
+        if dead:
+            exit_words = launching.exit_words(self._processes.exits[dead[0]]["code"])
+            alive = [rank for rank in range(self.world_size) if rank not in self.dead_ranks]
+            raise SessionError(
+                f"{name_ranks(dead)} cannot run this: rank {dead[0]} {exit_words}.\n"
+                + (f"Run it on the others with `%%dist {','.join(map(str, alive))}`, or " if alive else "")
+                + "`%dist restart` for a fresh set of ranks (which loses their variables)."
+            )
+        return targets
+
+    def _check_alive(self) -> None:
+        if self._is_stopped:
+            raise SessionError("This session has been stopped. Start another with `%dist start`.")
+        if self._processes.is_agent_lost:
+            raise SessionError(
+                "The agent of this session is gone, and its ranks with it.\n"
+                "`%dist stop` clears up; `%dist start` starts anew."
+            )
+
+    def interrupt(self, run: Run) -> None:
+        """Stop *run* on the ranks where it is not over; returns at once."""
+        content = {"cell_ids": [run.request.cell_id]}
+        for rank in run.running_ranks:
+            self._client.control(rank, wire.INTERRUPT_REQUEST, content)
+
+    def stop_run(self, run: Run, why: str) -> tuple[int, ...]:
+        """Stop *run* and wait until it is over, but no longer than `INTERRUPT_S`.
+
+        Args:
+            run: What to stop.
+            why: Goes into the error of ranks that do not answer.
+
+        Returns:
+            The ranks that did not stop: they are in a call that Python cannot interrupt.
+        """
+        self.interrupt(run)
+        if run.wait(INTERRUPT_S):
+            return ()
+        return run.abandon(self.no_answer(why))
+
+    def no_answer(self, why: str) -> CellError:
+        """Return the error of a rank that did not stop when told to."""
+        return CellError(
+            ename="NoAnswer",
+            evalue=(
+                f"{why}, but this rank has not answered: it is in a call that Python cannot "
+                "interrupt (a collective that waits for another rank, or C code).\n"
+                "It goes on; `%dist status` shows when it is free, `%dist restart` starts anew."
+            ),
+        )
+
+    def answer_input(self, rank: int, answer: Mapping[str, Any]) -> None:
+        """Send the user's answer to the ``input()`` of *rank*: ``text`` or ``error``."""
+        self._client.control(rank, wire.INPUT_REPLY, answer)
+
+    # Values -----------------------------------------------------------------------------------
+
+    def pull(
+        self, expression: str, ranks: RankSpec = None, *, max_bytes: int | None = MAX_VALUE_BYTES
+    ) -> RankValues:
+        """Return the value of *expression* from each of *ranks*.
+
+        Args:
+            expression: A variable, or any Python expression: ``model.head.weight``.
+            ranks: As in `run`.
+            max_bytes: Refuse to send more than this from one rank; ``None`` for no limit.
+
+        Raises:
+            TransferError: It cannot be evaluated or sent on some rank.
+        """
+        content = {"action": "pull", "expression": expression, "max_bytes": max_bytes}
+        replies = self._ask_all(self._targets(ranks), content, [])
+        values = {}
+        for rank, message in replies.items():
+            values[rank] = self._unpack(message.content["value"], message.buffers)
+        return RankValues(values)
+
+    def push(self, values: Mapping[str, Any], ranks: RankSpec = None) -> None:
+        """Set the variables *values* on each of *ranks*.
+
+        Raises:
+            TransferError: A value cannot be pickled here, or not unpickled there.
+        """
+        targets = self._targets(ranks)
+        packed = packing.pack(dict(values), self._folder)
+        try:
+            content = {"action": "push", "value": packed.header}
+            self._ask_all(targets, content, packed.buffers)
+        finally:
+            for path in packed.files:
+                path.unlink(missing_ok=True)
+
+    def push_function(self, name: str, function: Callable[..., Any], ranks: RankSpec = None) -> None:
+        """Set *function* as a variable on each of *ranks*; it may be defined in a notebook cell.
+
+        Raises:
+            TransferError: It is no plain Python function.
+        """
+        from ipyparallel.serialize import can
+
+        content = {"action": "push_function", "name": name}
+        packed = packing.pack(can(function), None)
+        content["value"] = packed.header
+        self._ask_all(self._targets(ranks), content, packed.buffers)
+
+    def _ask_all(
+        self, targets: tuple[int, ...], content: Mapping[str, Any], buffers: Iterable[bytes]
+    ) -> dict[int, Message]:
+        """Send a value request to each target and wait for all replies, or for a death."""
+        replies: dict[int, Message] = {}
+        changed = threading.Condition()
+
+        def listener(rank: int) -> Callable[[Message], None]:
+            def hear(message: Message) -> None:
+                with changed:
+                    replies[rank] = message
+                    changed.notify_all()
+
+            return hear
+
+        raw = list(buffers)
+        msg_ids = [
+            self._client.request(rank, wire.VALUE_REQUEST, content, listener(rank), raw)
+            for rank in targets
+        ]
+        try:
+            with changed:
+                while set(targets) - set(replies) and not self._lost(targets, replies):
+                    changed.wait(0.2)
+        finally:
+            for msg_id in msg_ids:
+                self._client.forget(msg_id)
+        for rank in targets:
+            if rank not in replies:
+                raise TransferError(f"{self._death(rank).evalue}")
+            if replies[rank].content["status"] != "ok":
+                raise TransferError(f"rank {rank}: {replies[rank].content['error']}")
+        return dict(sorted(replies.items()))
+
+    def _lost(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> bool:
+        is_dead = any(rank not in replies and rank in self._processes.exits for rank in targets)
+        return is_dead or self._processes.is_agent_lost
+
+    def _unpack(self, header: Mapping[str, Any], buffers: list[memoryview]) -> Any:
+        return packing.unpack(header, buffers, self._folder, tensor_from)
+
+    # State ------------------------------------------------------------------------------------
+
+    def states(self) -> list[RankState]:
+        """Ask every rank what it is doing; one that does not answer is waited for at most 1 s."""
+        living = [r for r in range(self.world_size) if r not in self.dead_ranks and self.is_alive]
+        asked = {r: self._client.control(r, wire.SNAPSHOT_REQUEST, {}) for r in living}
+        return [self._state(rank, asked.get(rank)) for rank in range(self.world_size)]
+
+    def _state(self, rank: int, asked: Any) -> RankState:
+        pid = self._processes.pids[rank]
+        if asked is None:
+            return RankState(rank, pid, f"dead: {self._death(rank).evalue.splitlines()[0]}", None, None)
+        memory = resident_bytes(pid)
+        if not asked.wait(SNAPSHOT_S):
+            return RankState(rank, pid, "no answer: busy in a C call", memory, None)
+        content = asked.result()["content"]
+        state = "idle"
+        if "cell" in content:
+            state = f"running {content['cell']} for {content['seconds']:.0f} s"
+        return RankState(rank, pid, state, memory, content.get("gpu_bytes"))
+
+    def log_tail(self, rank: int, num_lines: int) -> str:
+        """Return the last *num_lines* lines of the log of *rank*."""
+        path = self._processes.folder.rank_log(rank)
+        if not path.exists():
+            return ""
+        return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:])
+
+    def _on_exit(self, event: Mapping[str, Any]) -> None:
+        """Tell every run that a rank, or the agent with all of them, is gone (link's thread)."""
+        ranks = [event["rank"]] if event["event"] == "exited" else range(self.world_size)
+        for run in list(self._runs.values()):
+            for rank in ranks:
+                run.note_death(rank, self._death(rank))
+
+    def _death(self, rank: int) -> CellError:
+        event = self._processes.exits.get(rank)
+        if event is None:
+            text = f"rank {rank} is gone: the agent that watched it has ended."
+        else:
+            text = f"rank {rank} (pid {event['pid']}) {launching.exit_words(event['code'])}."
+            tail = "\n".join(str(event["tail"]).splitlines()[-launching.TAIL_LINES :])
+            text += f"\nIts log ends with:\n{tail}" if tail else ""
+        return CellError(ename="RankDied", evalue=text)
+
+    def stop(self) -> None:
+        """End all ranks and every other process of the session; may be called twice."""
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
+        self._processes.on_exit = lambda _: None
+        for run in list(self._runs.values()):
+            for rank in run.running_ranks:
+                run.note_death(rank, CellError("RankDied", "The session was stopped."))
+        self._processes.stop()
+        self._client.close(linger=0)
+
+
+def start(
+    config: Config | None = None,
+    *,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Session:
+    """Start ranks as *config* says and return when each has run one collective.
+
+    Args:
+        config: A resolved configuration; the default one when ``None``.
+        on_progress: Told in a few words what is being waited for.
+
+    Raises:
+        LaunchError: A rank or another process did not come up; nothing is left running.
+    """
+    resolved = load_config() if config is None else config
+    processes = launching.start(resolved, on_progress)
+    try:
+        client = transport.connect(connection_file(processes.folder, "client"))
+        client.wait_for_ranks(range(processes.plan.nproc), processes.start_failure)
+    except BaseException:
+        processes.stop()
+        raise
+    return Session(resolved, processes, client)
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Return the resident memory of process *pid*, or ``None`` when it is gone."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None

@@ -1,0 +1,157 @@
+"""Talk to the ranks through ipyparallel's Client; every private name of it that this needs is here.
+
+Read in ipyparallel 9.2. Cells are messages of our own type: one down and one reply per rank, output
+batches on iopub. Replies and batches are handed on in the client's IO thread.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ipyparallel import Client
+
+from nbdist import wire
+from nbdist.errors import LaunchError
+
+CONNECT_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message from a rank: its type, JSON content and raw buffers."""
+
+    kind: str
+    content: Mapping[str, Any]
+    buffers: list[memoryview]
+
+
+class RankClient(Client):  # type: ignore[misc]
+    """An ipyparallel client that knows nbdist's messages and keeps out of the user's shell."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._listeners: dict[str, Callable[[Message], None]] = {}
+        self._registered = threading.Condition()
+        super().__init__(*args, **kwargs)
+        self._queue_handlers[wire.CELL_REPLY] = self._hear
+        self._queue_handlers[wire.VALUE_REPLY] = self._hear
+        self._registration_callbacks.append(self._note_registration)
+
+    def activate(self, *_: Any, **__: Any) -> None:
+        """Register no magics: ``%px`` is not ours to give."""
+
+    def _note_registration(self, _event: Any) -> None:
+        with self._registered:
+            self._registered.notify_all()
+
+    def wait_for_ranks(self, ranks: Iterable[int], failure: Callable[[], str | None]) -> None:
+        """Wait until all *ranks* are registered.
+
+        Args:
+            ranks: The ids that the engines asked for.
+            failure: Asked now and then; what it returns ends the wait.
+
+        Raises:
+            LaunchError: There was a failure, or it took too long.
+        """
+        wanted = set(ranks)
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        with self._registered:
+            while missing := wanted - set(self.ids):
+                if problem := failure():
+                    raise LaunchError(problem)
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"Ranks {sorted(missing)} did not register with the controller within "
+                        f"{CONNECT_TIMEOUT_S:.0f} s. Nothing was left running."
+                    )
+                self._registered.wait(0.2)
+
+    def request(
+        self,
+        rank: int,
+        kind: str,
+        content: Mapping[str, Any],
+        listener: Callable[[Message], None],
+        buffers: Iterable[bytes | memoryview] = (),
+    ) -> str:
+        """Send a request to the main thread of *rank*.
+
+        Args:
+            rank: The receiver.
+            kind: Message type.
+            content: JSON content.
+            listener: Gets the reply and every iopub message about this request, in the IO thread,
+                until `forget` is called.
+            buffers: Raw buffers that travel along.
+
+        Returns:
+            The id of the message.
+        """
+        msg = self.session.msg(kind, content=dict(content))
+        msg_id: str = msg["header"]["msg_id"]
+        self._listeners[msg_id] = listener
+        ident = self._engines[rank].encode()
+        raw = list(buffers)
+        self._io_loop.add_callback(
+            lambda: self.session.send(self._mux_socket, msg, ident=ident, buffers=raw)
+        )
+        return msg_id
+
+    def forget(self, msg_id: str) -> None:
+        """Hand on nothing more about this request."""
+        self._listeners.pop(msg_id, None)
+
+    def control(self, rank: int, kind: str, content: Mapping[str, Any]) -> Future[Any]:
+        """Send a request to the control thread of *rank*, which answers while a cell runs."""
+        future: Future[Any] = self._send(
+            self._control_socket, kind, content=dict(content), ident=self._engines[rank].encode()
+        )
+        return future
+
+    def _hear(self, msg: Mapping[str, Any]) -> None:
+        listener = self._listeners.get(msg["parent_header"].get("msg_id", ""))
+        if listener is not None:
+            buffers = [memoryview(buffer) for buffer in msg.get("buffers", ())]
+            listener(Message(msg["header"]["msg_type"], msg["content"], buffers))
+
+    def _dispatch_iopub(self, msg: Any) -> None:
+        """Take our own messages here; ipyparallel's way keeps state for every message."""
+        _, parts = self.session.feed_identities(msg, copy=False)
+        parent = self.session.unpack(parts[2].bytes)
+        if parent.get("msg_id") in self._listeners:
+            self._hear(self.session.deserialize(parts, content=True, copy=False))
+
+
+def connect(path: Path) -> RankClient:
+    """Connect to the controller whose client connection file will be, or is, at *path*.
+
+    Raises:
+        LaunchError: The file did not come, or the controller did not answer.
+    """
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while not _is_complete(path):
+        if time.monotonic() > deadline:
+            raise LaunchError(f"The controller wrote no {path.name} in {CONNECT_TIMEOUT_S:.0f} s.")
+        time.sleep(0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about host names, which a loopback session does not use
+        try:
+            return RankClient(str(path), profile_dir=str(path.parent.parent))
+        except (OSError, TimeoutError) as exc:
+            raise LaunchError(f"The controller cannot be reached: {exc}") from exc
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

@@ -1,0 +1,64 @@
+"""A cell as plain text: every line says whose it is, so that ``grep '[rank1]'`` finds it."""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+from nbdist.view.ansi import strip_ansi
+from nbdist.view.consolidate import Shown, describe_dropped
+from nbdist.view.failures import Cause, trace_lines
+from nbdist.view.fold import Block
+from nbdist.view.mime import display_text
+from nbdist.view.names import label_ranks, label_stream
+from nbdist.view.page import Page
+from nbdist.view.scalars import ScalarTable
+from nbdist.wire import Dropped, Text
+
+_INDENTS = {"where": "  ", "source": "      ", "error": "  ", "note": "  "}
+
+
+def render_text(page: Page) -> str:
+    """Write *page* as plain text without a line break at its end."""
+    parts = [_block(block) for block in page.blocks]
+    if page.table:
+        parts.append(_table(page.table))
+    parts += [_cause(cause) for cause in page.causes]
+    parts += [waiting.headline() for waiting in page.waiting]
+    return "\n".join(parts)
+
+
+def _block(block: Block) -> str:
+    return "\n".join(_output(block.ranks, output) for output in block.outputs)
+
+
+def _output(ranks: tuple[int, ...], output: Shown) -> str:
+    if isinstance(output, Text):
+        return _prefix(label_stream(ranks, output.name), strip_ansi(output.text))
+    if isinstance(output, Dropped):
+        return _prefix(label_stream(ranks, ""), describe_dropped(output))
+    return _prefix(label_stream(ranks, ""), strip_ansi(display_text(output)))
+
+
+def _prefix(label: str, text: str) -> str:
+    return label + text.removesuffix("\n").replace("\n", "\n" + label)
+
+
+def _table(table: ScalarTable) -> str:
+    labels = [label_ranks([rank]) for rank, _ in table.rows]
+    width = max(map(len, labels))
+    lines = [
+        f"{label:<{width}} {value}" for label, (_, value) in zip(labels, table.rows, strict=True)
+    ]
+    return "\n".join([*lines, " · ".join(table.totals)])
+
+
+def _cause(cause: Cause) -> str:
+    heads = [
+        _prefix(
+            label_stream(message.ranks, ""), cause.name + f": {message.text}" * bool(message.text)
+        )
+        for message in cause.messages
+    ]
+    label = label_stream(cause.ranks, "")
+    trace = [_prefix(label, indent(line.text, _INDENTS[line.kind])) for line in trace_lines(cause)]
+    return "\n".join([*heads, *trace])

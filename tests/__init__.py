@@ -1,0 +1,1 @@
+"""Tests of nbdist; `tests.bench` measures it."""

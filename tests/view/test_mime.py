@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+
+from nbdist.view.mime import close_tags, display_html, display_text
+from nbdist.wire import Display
+from tests.view.build import shown
+
+FRAME = "<table><tr><td>1</td></tr></table>"
+
+
+def test_text_is_preferred_as_text() -> None:
+    assert display_text(shown({"text/plain": "a", "text/html": "<b>a</b>"})) == "a"
+
+
+def test_markdown_and_latex_are_shown_by_their_source() -> None:
+    placeholder = "<IPython.core.display.Markdown object>"
+
+    assert display_text(shown({"text/plain": placeholder, "text/markdown": "*a*"})) == "*a*"
+    assert display_text(shown({"text/latex": "$a$"})) == "$a$"
+
+
+def test_json_without_text_is_written_out() -> None:
+    assert display_text(shown({"application/json": {"b": 1, "a": 2}})) == '{"a": 2, "b": 1}'
+
+
+def test_a_payload_without_text_is_named() -> None:
+    assert display_text(shown({"image/png": "AAAA"})) == "<image/png>"
+    assert display_text(shown({})) == ""
+
+
+def test_html_is_shown_as_html() -> None:
+    assert display_html(shown({"text/plain": "1", "text/html": FRAME})) == FRAME
+
+
+def test_plain_text_has_no_html() -> None:
+    assert display_html(shown({"text/plain": "1"})) == ""
+
+
+def test_html_wins_over_an_image() -> None:
+    assert display_html(shown({"text/html": FRAME, "image/png": "AAAA"})) == FRAME
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "<script>alert(1)</script>",
+        "<SCRIPT src=x>",
+        "<a href=' JavaScript:x'>a</a>",
+        "<b onclick='x'>a</b>",
+    ],
+)
+def test_html_that_needs_a_script_is_left_aside(script: str) -> None:
+    assert display_html(shown({"text/plain": "1", "text/html": FRAME + script})) == ""
+
+
+def test_html_may_talk_about_scripts() -> None:
+    talk = "<td>javascript: onclick= &lt;script&gt;</td>"
+
+    assert display_html(shown({"text/html": talk})) == talk
+
+
+def test_an_image_is_kept_in_the_html() -> None:
+    figure = Display(
+        "display",
+        {"text/plain": '<Figure "a">', "image/png": "AA\nAA\n"},
+        {"image/png": {"width": 320, "height": 240.0}},
+    )
+
+    assert display_html(figure) == (
+        '<img alt="&lt;Figure &quot;a&quot;&gt;" src="data:image/png;base64,AAAA"'
+        ' width="320" height="240" style="max-width:100%">'
+    )
+
+
+def test_svg_becomes_an_image() -> None:
+    html = display_html(shown({"image/svg+xml": "<svg></svg>"}))
+
+    assert 'src="data:image/svg+xml;base64,PHN2Zz48L3N2Zz4="' in html
+    assert "<svg" not in html
+
+
+@pytest.mark.parametrize(
+    ("html", "closed"),
+    [
+        (FRAME, FRAME),
+        ("<b>open", "<b>open</b>"),
+        ("<div><p>a<p>b</div>", "<div><p>a<p>b</div>"),
+        ("a<br>b<img src=x>", "a<br>b<img src=x>"),
+        ("<div/>a", "<div/>a</div>"),
+        ("a</br>b", "a</br>b"),
+        ("</td></tr></table>out", ""),
+        ("<!-- never ends", ""),
+        ("<b>a</b><div class='", ""),
+    ],
+)
+def test_html_cannot_break_out_of_its_place(html: str, closed: str) -> None:
+    assert close_tags(html) == closed

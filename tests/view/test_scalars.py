@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from math import inf, nan
+
+import pytest
+
+from nbdist.view.consolidate import Shown
+from nbdist.view.scalars import ScalarTable, split_scalars
+from tests.view.build import result, stdout
+
+
+def table_of(*values: float) -> ScalarTable:
+    table, _ = split_scalars({rank: [result(repr(v), v)] for rank, v in enumerate(values)})
+    assert table is not None
+    return table
+
+
+def test_whole_numbers_stay_whole() -> None:
+    table = table_of(1, 3, 2)
+
+    assert table.rows == ((0, "1"), (1, "3"), (2, "2"))
+    assert table.totals == ("min 1 (rank 0)", "mean 2", "max 3 (rank 1)")
+
+
+def test_the_mean_of_whole_numbers_may_be_broken() -> None:
+    assert table_of(1, 2).totals == ("min 1 (rank 0)", "mean 1.5", "max 2 (rank 1)")
+
+
+def test_the_ranks_of_the_extremes_are_named() -> None:
+    assert table_of(0.5, 0.5, 2.0).totals == (
+        "min 0.5 (ranks 0, 1)",
+        "mean 1",
+        "max 2.0 (rank 2)",
+    )
+
+
+def test_nan_is_named_and_left_out_of_the_totals() -> None:
+    assert table_of(1.0, nan, 3.0).totals == (
+        "min 1.0 (rank 0)",
+        "mean 2",
+        "max 3.0 (rank 2)",
+        "NaN on rank 1",
+    )
+
+
+def test_infinity_counts() -> None:
+    assert table_of(1.0, inf).totals == ("min 1.0 (rank 0)", "mean inf", "max inf (rank 1)")
+    assert table_of(-inf, inf).totals[1] == "mean nan"
+
+
+def test_large_numbers_do_not_overflow() -> None:
+    assert table_of(1e308, 1.5e308).totals[1] == "mean 1.25e+308"
+
+
+@pytest.mark.parametrize(
+    ("plain", "scalar", "text"),
+    [
+        ("tensor(0.6931)", 0.6931471824645996, "0.6931"),
+        ("tensor(1.2346e-05, grad_fn=<MeanBackward0>)", 1.23456e-05, "1.2346e-05"),
+        ("tensor(2.)", 2.0, "2.0"),
+        ("tensor(7, device='cuda:0')", 7, "7"),
+        ("tensor(nan)", nan, "nan"),
+        ("np.float64(-0.25)", -0.25, "-0.25"),
+        ("Loss: low", 0.25, "0.25"),
+        ("Scaled(3)", 0.25, "0.25"),
+        ("-inf", -inf, "-inf"),
+    ],
+)
+def test_a_value_is_shown_as_its_rank_wrote_it(plain: str, scalar: float, text: str) -> None:
+    table, _ = split_scalars({0: [result(plain, scalar)], 1: [result("41", 41)]})
+
+    assert table is not None
+    assert table.rows[0] == (0, text)
+
+
+def test_values_that_look_alike_but_differ_are_shown_in_full() -> None:
+    a, b = result("tensor(0.1000)", 0.10000001), result("tensor(0.1000)", 0.10000002)
+
+    table, _ = split_scalars({0: [a], 1: [b]})
+
+    assert table is not None
+    assert table.rows == ((0, "0.10000001"), (1, "0.10000002"))
+
+
+def test_what_comes_before_the_results_is_left() -> None:
+    before = stdout("evaluating\n")
+
+    table, rest = split_scalars({0: [before, result("1", 1)], 1: [before, result("2", 2)]})
+
+    assert table is not None
+    assert rest == {0: (before,), 1: (before,)}
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {0: [result("1", 1)]},
+        {0: [result("1", 1)], 1: [result("1", 1)]},
+        {0: [result("nan", nan)], 1: [result("nan", nan)]},
+        {0: [result("1", 1)], 1: []},
+        {0: [result("1", 1)], 1: [stdout("2\n")]},
+        {0: [result("1", 1)], 1: [result("2", 2), stdout("late\n")]},
+        {0: [result("True", True)], 1: [result("False", False)]},
+        {},
+    ],
+    ids=["alone", "equal", "all nan", "none", "no result", "not last", "booleans", "no ranks"],
+)
+def test_there_is_no_table_without_need(outputs: dict[int, list[Shown]]) -> None:
+    table, rest = split_scalars(outputs)
+
+    assert table is None
+    assert rest == {rank: tuple(shown) for rank, shown in outputs.items()}
