@@ -41,6 +41,7 @@ _HOMES = {
         "broadcast",
         "broadcast_object_list",
         "cleanup",
+        "free_port",
         "gather_objects",
         "get_default_group",
         "get_device",

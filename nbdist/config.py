@@ -351,7 +351,7 @@ def _read(path: Path, *, origin: str) -> _Layer:
     except RecursionError as exc:
         raise ConfigError(f"{origin} contains itself, or is nested too deeply.") from exc
     except OmegaConfBaseException as exc:
-        raise ConfigError(f"{origin}: {_first_line(exc)}.{_at(exc)}") from exc
+        raise ConfigError(f"{origin}: {exc.full_key}: {_first_line(exc)}.") from exc
     return _Layer(origin, _with_env_as_written(data, root))
 
 
@@ -408,10 +408,17 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
     *sections, name = key.split(".")
-    nested = {name: value}
+    nested = {name: _with_lists(_plain(value, resolve=False))}
     for section in reversed(sections):
         nested = {section: nested}
     return nested
+
+
+def _with_lists(value: Any) -> Any:
+    """Return *value* with lists for tuples, as it would come out of YAML or JSON."""
+    if isinstance(value, Mapping):
+        return {name: _with_lists(item) for name, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _tidy(layer: _Layer) -> _Layer:
@@ -429,13 +436,13 @@ def _tidy(layer: _Layer) -> _Layer:
         if value is None and (is_section or key == "hosts"):
             continue
         if is_section and not isinstance(value, Mapping) and not _has_interpolation(value):
-            raise _wrong_type(key, layer.origin)
+            raise _wrong_type(key, layer)
         if hint is bool and isinstance(value, int | float) and not isinstance(value, bool):
-            raise _wrong_type(key, layer.origin)
+            raise _wrong_type(key, layer)
         if isinstance(value, bool) and get_origin(hint) is Literal:
             value = "on" if value else "off"
-        if key == "env":
-            _refuse_booleans(value, layer.origin)
+        for name, problem in _not_plain(key, value):
+            raise ConfigError(f"{name} {problem} (from {layer.origin}).")
         if key.startswith("hang."):
             data.setdefault("hang", {})[key.removeprefix("hang.")] = value
         else:
@@ -452,13 +459,14 @@ def _keys_set(layer: _Layer) -> Iterator[tuple[str, Any]]:
             yield str(key), value
 
 
-def _refuse_booleans(env: Any, origin: str) -> None:
-    for name, value in env.items() if isinstance(env, Mapping) else ():
-        if isinstance(value, bool):
-            raise ConfigError(
-                f"env.{name} must be a text, not {value} (from {origin}).\n"
-                "Put it in quotes, as the variable shall read."
-            )
+def _not_plain(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield what in the free keys would silently become something else."""
+    if key == "params":
+        yield from _not_json(value, key)
+    if key == "env" and isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, bool):
+                yield f"env.{name}", f"must be a text, not {json.dumps(item)}: put it in quotes"
 
 
 def _unknown(key: str, origin: str) -> str:
@@ -468,9 +476,13 @@ def _unknown(key: str, origin: str) -> str:
     return message if dot else f"{message}\nYour own parameters go under params: params.{key}."
 
 
-def _wrong_type(key: str, origin: str) -> ConfigError:
+def _wrong_type(key: str, layer: _Layer) -> ConfigError:
+    value: Any = layer.data
+    for part in key.split("."):
+        value = value[part]
+    but = "" if key in _FREE else f", not {json.dumps(value, default=repr)}"
     words = _type_words(_known_types()[key])
-    return ConfigError(f"{key} must be {words} (from {origin}).")
+    return ConfigError(f"{key} must be {words}{but} (from {layer.origin}).")
 
 
 # Merging and resolving -----------------------------------------------------------------------
@@ -513,12 +525,9 @@ def _merge(layers: list[_Layer]) -> DictConfig:
             merged.merge_with(layer.data)
         except OmegaConfBaseException as exc:
             key = _schema_key(exc)
-            if key in _known_types():
-                raise ConfigError(
-                    f"{key} must be {_type_words(_known_types()[key])} (from {layer.origin}).\n"
-                    f"{_first_line(exc)}.{_at(exc)}"
-                ) from exc
-            raise ConfigError(f"{layer.origin}: {_first_line(exc)}.{_at(exc)}") from exc
+            if key not in _known_types():
+                raise ConfigError(f"{layer.origin}: {_first_line(exc)}.") from exc
+            raise _wrong_type(key, layer) from exc
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -564,10 +573,6 @@ def _schema_key(exc: OmegaConfBaseException) -> str:
 
 def _first_line(exc: Exception) -> str:
     return str(exc).partition("\n")[0].rstrip(".")
-
-
-def _at(exc: OmegaConfBaseException) -> str:
-    return f" At {exc.full_key}." if exc.full_key else ""
 
 
 # Plain data and back -------------------------------------------------------------------------

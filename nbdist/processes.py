@@ -120,4 +120,3 @@ def _signal_all(leaders: list[ProcessId], mark: str, signum: int) -> None:
                 os.kill(pid, signal.SIGCONT)  # a stopped process cannot act on TERM
         except ProcessLookupError:
             continue
-

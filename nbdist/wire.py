@@ -242,7 +242,7 @@ class AgentSpec:
         first_rank: Rank of this host's local rank 0.
         nproc: Number of ranks on this host.
         device: ``cuda`` or ``cpu``.
-        gpus: Indices of the visible GPUs, one per local rank; empty on CPU.
+        gpus: Device index of each local rank; empty on CPU.
         backend: torch's name of the backend, say ``cpu:gloo,cuda:nccl``.
         threads: Threads of one rank.
         config: The resolved configuration as plain data.

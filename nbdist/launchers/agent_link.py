@@ -53,7 +53,9 @@ class AgentLink:
                 if not is_agent_alive():
                     raise LaunchError("The agent ended before it could be reached.") from None
                 if time.monotonic() > deadline:
-                    raise LaunchError(f"The agent did not answer within {timeout_s:.0f} s.") from None
+                    raise LaunchError(
+                        f"The agent did not answer within {timeout_s:.0f} s."
+                    ) from None
                 time.sleep(0.01)
         threading.Thread(target=self._read, name="nbdist-agent", daemon=True).start()
 

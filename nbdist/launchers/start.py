@@ -1,11 +1,12 @@
 """Start a session's processes, and end them: all of them, or none is left.
 
-    start ──▶ agent (imports torch, forks ranks) ─┐
-          └─▶ controller ──▶ connection file ─────┴─▶ every rank joined and registered
+start ──▶ agent (imports torch, forks ranks) ─┐
+      └─▶ controller ──▶ connection file ─────┴─▶ every rank joined and registered
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -18,7 +19,13 @@ from nbdist.config import Config, to_dict
 from nbdist.errors import LaunchError, NbdistError
 from nbdist.folder import SessionFolder, runtime_root
 from nbdist.launchers.agent_link import AgentLink, Event
-from nbdist.launchers.devices import DevicePlan, count_gpus, plan_devices
+from nbdist.launchers.devices import (
+    DevicePlan,
+    RankDevice,
+    count_gpus,
+    device_environment,
+    plan_devices,
+)
 from nbdist.launchers.host import available_cores
 from nbdist.launchers.launcher import connection_file, kernel_of_this_process, make_cluster
 from nbdist.wire import AgentSpec, to_json
@@ -134,13 +141,14 @@ def start(config: Config, on_progress: Callable[[str], None] = lambda _: None) -
 
 def _launch(session: Processes, config: Config, on_progress: Callable[[str], None]) -> None:
     folder, plan = session.folder, session.plan
+    devices = [device_environment(plan, local_rank) for local_rank in range(plan.nproc)]
     spec = AgentSpec(
         session_id=folder.session_id,
         world_size=plan.nproc,
         first_rank=0,
         nproc=plan.nproc,
         device=plan.device,
-        gpus=plan.gpus,
+        gpus=tuple(device.index for device in devices if device.index is not None),
         backend=plan.backend,
         threads=plan.threads,
         config=to_dict(config),
@@ -148,9 +156,11 @@ def _launch(session: Processes, config: Config, on_progress: Callable[[str], Non
     )
     folder.write_json(folder.agent_spec, to_json(spec))
     folder.describe({"kernel": kernel_of_this_process(), "nproc": plan.nproc, "since": time.time()})
-    cluster = make_cluster(folder, dict(config.env))
+    cluster = make_cluster(folder, agent_environment(config, devices[0]))
     log = str(folder.logs / "agent.log")
-    cluster.start_engines_sync(n=plan.nproc, output_file=log)  # first: importing torch takes longest
+    cluster.start_engines_sync(
+        n=plan.nproc, output_file=log
+    )  # first: importing torch takes longest
     agent = cluster.engine_set
     cluster.start_controller_sync()
     folder.record_birth("controller", cluster.controller.pid)
@@ -161,6 +171,17 @@ def _launch(session: Processes, config: Config, on_progress: Callable[[str], Non
     )
     on_progress("importing torch")
     _wait_for_ranks(session, on_progress, lambda: cluster.controller.state == "running")
+
+
+def agent_environment(config: Config, device: RankDevice) -> dict[str, str]:
+    """Return what the agent's environment gets before it imports torch, alike for all ranks.
+
+    What the user has set already wins over our choices; ``env`` of the configuration is the user's.
+    """
+    chosen = dict(device.environment)
+    if config.deterministic and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
+        chosen["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return {**chosen, **config.env}
 
 
 def _wait_for_ranks(
@@ -244,4 +265,3 @@ def session_summary(plan: DevicePlan, seed: int) -> str:
     """Return the one line that a start prints; the same for the same configuration."""
     ranks = "1 rank" if plan.nproc == 1 else f"{plan.nproc} ranks"
     return f"{ranks} on 1 host · {plan.device} · {plan.backend} · seed {seed}"
-

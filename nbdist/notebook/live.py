@@ -1,6 +1,6 @@
 """What a cell shows while it runs; the final output comes after it and stands alone.
 
-    RunEvent ──▶ Live.take ──▶ the page          every view has take, tick and close
+RunEvent ──▶ Live.take ──▶ the page          every view has take, tick and close
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``%dist``, ``%%dist`` and their aliases.
 
-    %dist VERB ...      a method ``_verb`` below: start, stop, status, pull, ...
-    %%dist RANKS ...    run the cell on the ranks
+%dist VERB ...      a method ``_verb`` below: start, stop, status, pull, ...
+%%dist RANKS ...    run the cell on the ranks
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
-from nbdist import view
 from nbdist.config import Config, load_config, to_dict, to_yaml
 from nbdist.errors import SessionError, UsageError, did_you_mean
 from nbdist.notebook import cells
@@ -23,7 +22,9 @@ from nbdist.sessions import current
 from nbdist.sessions.session import Session
 from nbdist.view import name_ranks
 
-HOW_TO_START = "No ranks are running. `%dist start` starts one per GPU (or 2 on CPU), `%dist start -n 4` four."
+HOW_TO_START = (
+    "No ranks are running. `%dist start` starts one per GPU (or 2 on CPU), `%dist start -n 4` four."
+)
 
 HELP = """\
 %dist start [-n N] [-g 0,1] [-c NAME|PATH] [key=value ...]   start the ranks
@@ -172,7 +173,9 @@ class DistMagics(Magics):  # type: ignore[misc]
         return self._say(status_table(session))
 
     def _config(self, line: str) -> None:
-        config = self._read_config(line) if line or not current.is_running() else current.get().config
+        config = (
+            self._read_config(line) if line or not current.is_running() else current.get().config
+        )
         self._say(to_yaml(config).rstrip())
 
     def _seed(self, line: str) -> None:

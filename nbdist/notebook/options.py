@@ -81,7 +81,9 @@ def cell_options(line: str) -> CellOptions:
     if leading is not None and found.targets is not None:
         parser.error(f"the ranks are named twice: {leading} and --targets {found.targets}")
     if found.noblock and (found.out or found.timeout is not None):
-        parser.error("-a returns a Run at once: use its .result() and .wait(S) for -o and --timeout")
+        parser.error(
+            "-a returns a Run at once: use its .result() and .wait(S) for -o and --timeout"
+        )
     return CellOptions(
         ranks=leading if leading is not None else found.targets,
         out=found.out,
@@ -128,4 +130,3 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
-

@@ -141,7 +141,8 @@ class Agent:
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
         uid = struct.unpack(
-            "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            "3i",
+            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")),
         )[1]
         if uid != os.getuid():
             connection.close()
@@ -239,6 +240,8 @@ class Agent:
             os.close(output_end)
             channel.close()
             self._forget_agent()
+            logging.getLogger().handlers.clear()  # a rank's logging is its user's
+            logging.getLogger().setLevel(logging.WARNING)
             from nbdist.rank import engine  # imported already; the name is what is new
 
             code = engine.run(self.folder, self.spec, rank, self.store_address, output, channel_end)

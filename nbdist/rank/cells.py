@@ -17,7 +17,6 @@ from typing import Any
 
 from IPython.core.interactiveshell import ExecutionResult
 
-
 from nbdist.rank import values
 from nbdist.rank.failures import describe
 from nbdist.rank.interrupts import Interrupts
@@ -106,7 +105,9 @@ class CellRunner:
         value, value_error, buffers = None, None, []
         if request.want_value and status == "ok":
             try:
-                packed = values.pack(result.result if result else None, request.max_value_bytes, folder)
+                packed = values.pack(
+                    result.result if result else None, request.max_value_bytes, folder
+                )
                 value, buffers = packed.header, packed.buffers
             except Exception as exc:  # noqa: BLE001 - a value that cannot travel fails the -o, not the rank
                 value_error = f"{type(exc).__name__}: {exc}"
@@ -143,5 +144,3 @@ def _failure_of(result: ExecutionResult | None) -> BaseException | None:
 def reply_after(exc: BaseException) -> dict[str, Any]:
     """Return the reply to a request that could not even be read."""
     return CellReply(status="error", num_batches=0, error=describe(exc)).to_json()
-
-

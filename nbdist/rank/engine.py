@@ -34,7 +34,6 @@ GRACE_S = 1.0
 
 def preload() -> None:
     """Import, in the agent, everything a rank will need, so that the fork has it already."""
-    import ipykernel.debugger
     import torch.distributed
     import torch.nn.parallel  # noqa: F401 - imported to be there after the fork
 
@@ -73,7 +72,7 @@ def run(
     from nbdist.rank.kernel import RankEngine
 
     engine = RankEngine.for_rank(folder=folder, spec=spec, rank=rank, pipe=pipe, log=log)
-    engine.user_ns = namespace(spec, rank, device)
+    engine.names = namespace(spec, rank, device)
     engine.initialize([])
     engine.start()
     return 0
@@ -109,20 +108,17 @@ def join(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> Any:
     import torch
     import torch.distributed as dist
 
-    from nbdist.runtime.seed import rank_seed, set_seed
+    from nbdist.runtime import assign_device, rank_seed, set_seed
 
     config = spec.config
     torch.set_num_threads(spec.threads)
     local_rank = rank - spec.first_rank
-    device = torch.device("cpu")
-    if spec.device == "cuda":
-        device = torch.device("cuda", spec.gpus[local_rank])
-        torch.cuda.set_device(device)  # before init: NCCL takes the current device
-    else:
+    is_cpu = spec.device == "cpu"  # the device before the group: NCCL takes the current one
+    device = assign_device(local_rank, cpu=is_cpu, gpus=list(spec.gpus) or None, oversubscribe=True)
+    if is_cpu:
         multiprocessing.set_start_method("fork", force=True)  # classes of cells reach the workers
-    set_seed(rank_seed(config["seed"], rank, config["seed_per_rank"]), deterministic=False)
-    if config["deterministic"]:
-        torch.use_deterministic_algorithms(True)
+    seed = rank_seed(config["seed"], rank, config["seed_per_rank"])
+    set_seed(seed, deterministic=config["deterministic"])
     host, port = store_address
     timeout = timedelta(seconds=config["timeout_s"])
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
@@ -133,7 +129,7 @@ def join(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> Any:
         rank=rank,
         world_size=spec.world_size,
         timeout=timeout,
-        device_id=device if spec.device == "cuda" else None,
+        device_id=None if is_cpu else device,
     )
     dist.all_reduce(torch.ones(1, device=device))
     return device

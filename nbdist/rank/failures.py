@@ -10,6 +10,7 @@ import linecache
 import site
 import sysconfig
 import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -19,6 +20,7 @@ CELL_PREFIXES = ("In[", "run[")
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
 MAX_MESSAGE = 20_000  # characters of an exception's own text
 
+_OURS = str(Path(__file__).parent)  # how a cell is run is no part of what went wrong in it
 _LIBRARY_ROOTS = tuple(
     {
         *site.getsitepackages(),
@@ -91,6 +93,7 @@ def _user_part(tb: TracebackType | None) -> list[tuple[str, int, str]]:
     steps = [
         (frame.f_code.co_filename, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(tb)
+        if not frame.f_code.co_filename.startswith(_OURS)
     ]
     first = next((i for i, step in enumerate(steps) if is_cell(step[0])), 0)
     return steps[first:]

@@ -34,6 +34,7 @@ from nbdist.rank.outputs import Recorder, install_streams
 from nbdist.rank.shell import CellCompiler, RankShell
 from nbdist.wire import AgentSpec
 
+
 class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     """Runs cells, moves values, and answers on the control channel meanwhile."""
 
@@ -179,6 +180,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
     rank_log: RankLog
     pipe: int
     log_bytes: int
+    names: dict[str, Any]
 
     @classmethod
     def for_rank(
@@ -206,6 +208,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         interrupts = Interrupts()
         inputs = InputRelay(kernel.publish, lambda: kernel.runner.cell_id)
         kernel.attach(self.folder, recorder, interrupts, inputs)
+        kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()
         inputs.install()
         install_streams(recorder)
@@ -213,4 +216,3 @@ class RankEngine(IPEngine):  # type: ignore[misc]
 
     def init_signal(self) -> None:
         """Leave the signals as the rank has set them."""
-

@@ -117,7 +117,9 @@ class Recorder:
         with self._lock:
             if self._is_ours():
                 self.take_pipe()
-                size = sum(len(v) for v in getattr(output, "data", {}).values() if isinstance(v, str))
+                size = sum(
+                    len(v) for v in getattr(output, "data", {}).values() if isinstance(v, str)
+                )
                 self._keep(output, size)
 
     def take_pipe(self) -> None:

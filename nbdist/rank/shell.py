@@ -9,10 +9,10 @@ from __future__ import annotations
 import linecache
 from typing import Any
 
+from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
-from ipykernel.zmqshell import ZMQInteractiveShell
 from traitlets import Instance, Type
 
 from nbdist.errors import NbdistError
@@ -92,9 +92,7 @@ class RankShell(ZMQInteractiveShell):  # type: ignore[misc]
     compiler_class = Type(CellCompiler)
     last_exception: BaseException | None = None
 
-    def showtraceback(
-        self, exc_tuple: Any = None, filename: str | None = None, **_: Any
-    ) -> None:
+    def showtraceback(self, exc_tuple: Any = None, filename: str | None = None, **_: Any) -> None:
         """Keep the exception; the notebook shows it."""
         try:
             etype, value, tb = self._get_exc_info(exc_tuple)
@@ -108,6 +106,10 @@ class RankShell(ZMQInteractiveShell):  # type: ignore[misc]
 
     def _format_exception_for_storage(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {}  # IPython's history would render each traceback once more
+
+    def ask_exit(self) -> None:
+        """Refuse: a rank does not end because a cell says ``exit``."""
+        refuse_exit()
 
     def set_parent(self, parent: Any, *_: Any) -> None:
         """Note whose message is being handled; our outputs know their cell by themselves."""

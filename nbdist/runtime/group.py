@@ -120,7 +120,8 @@ def setup(cfg: Any = None) -> GroupInfo:
         torch.set_num_threads(settings.threads)
     seed = rank_seed(settings.seed, environment.rank, settings.seed_per_rank)
     set_seed(seed, deterministic=settings.deterministic)
-    is_shared = settings.oversubscribe and environment.local_world_size > count_gpus()
+    num_gpus = count_gpus() if settings.gpus is None else len(settings.gpus)
+    is_shared = settings.oversubscribe and environment.local_world_size > num_gpus
     _join(environment, settings, choose_backend(settings.backend, device, is_shared=is_shared))
     return _describe()
 

@@ -24,7 +24,9 @@ def get() -> Session:
         SessionError: There is none.
     """
     if not is_running() or _current is None:
-        raise SessionError("No ranks are running. Start some with `%dist start` or `nbdist.start()`.")
+        raise SessionError(
+            "No ranks are running. Start some with `%dist start` or `nbdist.start()`."
+        )
     return _current
 
 
@@ -58,7 +60,7 @@ def start(
     if overrides:
         if config is not None:
             raise SessionError("Give either a config or keys of it, not both.")
-        config = load_config(None, [f"{key}={_as_yaml(value)}" for key, value in overrides.items()])
+        config = load_config(None, overrides)
     _current = sessions.start(config, on_progress=on_progress)
     if _owner_pid != os.getpid():
         _owner_pid = os.getpid()
@@ -66,15 +68,13 @@ def start(
     return _current
 
 
-def _as_yaml(value: Any) -> str:
-    return "null" if value is None else str(value)
-
-
 def stop() -> None:
     """Stop the current session, if there is one; its processes end with it."""
     global _current
     session, _current = _current, None
-    if session is not None and os.getpid() == _owner_pid:  # a forked child leaves its parent's alone
+    if (
+        session is not None and os.getpid() == _owner_pid
+    ):  # a forked child leaves its parent's alone
         session.stop()
 
 

@@ -193,7 +193,9 @@ class Run:
     def next_event(self, timeout_s: float) -> RunEvent | None:
         """Return the next thing that happens, or ``None`` after *timeout_s*."""
         try:
-            return self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
+            return (
+                self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
+            )
         except queue.Empty:
             return None
 

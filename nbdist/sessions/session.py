@@ -1,8 +1,8 @@
 """A session: running ranks, the cells on them, and the values that pass between.
 
-    Session.run ──▶ Run            one message per rank, queued there
-    Session.pull / push            values, queued behind the cells
-    Session.interrupt              reaches the code that runs now
+Session.run ──▶ Run            one message per rank, queued there
+Session.pull / push            values, queued behind the cells
+Session.interrupt              reaches the code that runs now
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class Session:
         client: The connection to its ranks.
     """
 
-    def __init__(
-        self, config: Config, processes: launching.Processes, client: RankClient
-    ) -> None:
+    def __init__(self, config: Config, processes: launching.Processes, client: RankClient) -> None:
         self.config = config
         self._processes = processes
         self._client = client
@@ -194,7 +192,11 @@ class Session:
             alive = [rank for rank in range(self.world_size) if rank not in self.dead_ranks]
             raise SessionError(
                 f"{name_ranks(dead)} cannot run this: rank {dead[0]} {exit_words}.\n"
-                + (f"Run it on the others with `%%dist {','.join(map(str, alive))}`, or " if alive else "")
+                + (
+                    f"Run it on the others with `%%dist {','.join(map(str, alive))}`, or "
+                    if alive
+                    else ""
+                )
                 + "`%dist restart` for a fresh set of ranks (which loses their variables)."
             )
         return targets
@@ -281,7 +283,9 @@ class Session:
             for path in packed.files:
                 path.unlink(missing_ok=True)
 
-    def push_function(self, name: str, function: Callable[..., Any], ranks: RankSpec = None) -> None:
+    def push_function(
+        self, name: str, function: Callable[..., Any], ranks: RankSpec = None
+    ) -> None:
         """Set *function* as a variable on each of *ranks*; it may be defined in a notebook cell.
 
         Raises:
@@ -346,7 +350,9 @@ class Session:
     def _state(self, rank: int, asked: Any) -> RankState:
         pid = self._processes.pids[rank]
         if asked is None:
-            return RankState(rank, pid, f"dead: {self._death(rank).evalue.splitlines()[0]}", None, None)
+            return RankState(
+                rank, pid, f"dead: {self._death(rank).evalue.splitlines()[0]}", None, None
+            )
         memory = resident_bytes(pid)
         if not asked.wait(SNAPSHOT_S):
             return RankState(rank, pid, "no answer: busy in a C call", memory, None)
@@ -375,7 +381,7 @@ class Session:
         if event is None:
             text = f"rank {rank} is gone: the agent that watched it has ended."
         else:
-            text = f"rank {rank} (pid {event['pid']}) {launching.exit_words(event['code'])}."
+            text = f"rank {rank} {launching.exit_words(event['code'])}."
             tail = "\n".join(str(event["tail"]).splitlines()[-launching.TAIL_LINES :])
             text += f"\nIts log ends with:\n{tail}" if tail else ""
         return CellError(ename="RankDied", evalue=text)

@@ -100,8 +100,10 @@ class RankClient(Client):  # type: ignore[misc]
         self._listeners[msg_id] = listener
         ident = self._engines[rank].encode()
         raw = list(buffers)
+        # Through the stream, never the bare socket: a send on that takes away the wake-up by which
+        # the stream would have noticed a reply, and the cell would never end.
         self._io_loop.add_callback(
-            lambda: self.session.send(self._mux_socket, msg, ident=ident, buffers=raw)
+            lambda: self.session.send(self._mux_stream, msg, ident=ident, buffers=raw)
         )
         return msg_id
 
@@ -112,7 +114,7 @@ class RankClient(Client):  # type: ignore[misc]
     def control(self, rank: int, kind: str, content: Mapping[str, Any]) -> Future[Any]:
         """Send a request to the control thread of *rank*, which answers while a cell runs."""
         future: Future[Any] = self._send(
-            self._control_socket, kind, content=dict(content), ident=self._engines[rank].encode()
+            self._control_stream, kind, content=dict(content), ident=self._engines[rank].encode()
         )
         return future
 

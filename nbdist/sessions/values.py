@@ -40,12 +40,17 @@ class RankTensor(np.ndarray):  # type: ignore[type-arg]
     """
 
     torch_dtype: str
-    device: str
+    _device: str
+
+    @property
+    def device(self) -> str:  # type: ignore[override]  # NumPy's own says "cpu", always
+        """Where the tensor was."""
+        return self._device
 
     def __array_finalize__(self, source: Any) -> None:
         """Keep the torch type through slices and copies."""
         self.torch_dtype = getattr(source, "torch_dtype", str(self.dtype))
-        self.device = getattr(source, "device", "cpu")
+        self._device = str(getattr(source, "device", "cpu"))
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         """Return results of arithmetic as plain NumPy: they are the notebook's own."""
@@ -83,7 +88,7 @@ def tensor_from(source: TensorBytes) -> RankTensor:
     else:
         array = np.frombuffer(source.data, dtype=source.dtype)
     tensor = array.reshape(source.shape).view(RankTensor)
-    tensor.torch_dtype, tensor.device = source.dtype, source.device
+    tensor.torch_dtype, tensor._device = source.dtype, source.device
     return tensor
 
 
@@ -105,7 +110,9 @@ def float8_table(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     if is_fnuz:
         values[0x80] = np.nan
     elif has_infinities:
-        values = np.where(exponent == highest, np.where(mantissa == 0, sign * np.inf, np.nan), values)
+        values = np.where(
+            exponent == highest, np.where(mantissa == 0, sign * np.inf, np.nan), values
+        )
     else:
         values[(exponent == highest) & (mantissa == 2**mantissa_bits - 1)] = np.nan
     return values.astype(np.float32)
@@ -136,7 +143,9 @@ class RankValues:
             return self._by_rank[rank]
         except KeyError:
             have = ", ".join(map(str, self.ranks)) or "none"
-            raise RankError(f"There is no value of rank {rank}; there are those of: {have}.") from None
+            raise RankError(
+                f"There is no value of rank {rank}; there are those of: {have}."
+            ) from None
 
     def __iter__(self) -> Iterator[Any]:
         """Go through the values in rank order (not through the ranks, as a dict would)."""

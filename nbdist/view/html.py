@@ -14,11 +14,11 @@ from nbdist.view.ansi import ansi_to_html, open_style, strip_ansi
 from nbdist.view.consolidate import Shown, describe_dropped
 from nbdist.view.failures import Cause, TraceLine, Waiting, trace_lines
 from nbdist.view.fold import Block
-from nbdist.view.mime import display_html, display_text
+from nbdist.view.mime import display_html, display_text, is_rich
 from nbdist.view.names import name_ranks
 from nbdist.view.page import Page
 from nbdist.view.scalars import ScalarTable
-from nbdist.wire import Dropped, Text
+from nbdist.wire import Display, Dropped, Text
 
 MAX_LINES = 100  # of one text; above that its beginning is closed
 LAST_LINES = 20  # how much of it stays open
@@ -30,7 +30,8 @@ MAX_LABEL_CHARS = 20
 
 _LINE = "line-height:17px"
 _FONT = f"font-family:monospace;font-size:13px;{_LINE}"
-_PRE = f"margin:0;padding:0;border:0;background:transparent;white-space:pre-wrap;word-wrap:break-word;{_FONT}"
+_WRAP = "white-space:pre-wrap;word-wrap:break-word"
+_PRE = f"margin:0;padding:0;border:0;background:transparent;{_WRAP};{_FONT}"
 _STDERR = "background:#e0453f1f;padding:1px 6px;border-radius:3px"
 _FAINT = "opacity:0.65;font-size:11px"
 _FAILED = "color:#e0453f;font-weight:bold;font-size:11px"
@@ -65,10 +66,12 @@ def _blocks(page: Page) -> str:
         block = page.blocks[0]
         return f'<div style="{_FAINT}">{name_ranks(block.ranks)}</div>{_outputs(block)}'
     contents = [_outputs(block) for block in page.blocks]
-    if not _is_short(page.blocks):
+    if _are_too_long(page.blocks):
         first = _block_to_open(page)
         contents = [
             _details(_preview(block), content, is_open=block is first)
+            if _height(block) > SHORT_BLOCK_LINES
+            else content
             for block, content in zip(page.blocks, contents, strict=True)
         ]
     # As wide as the longest label, so that short outputs stand close to their rank.
@@ -82,28 +85,24 @@ def _blocks(page: Page) -> str:
     return f'<table style="{_TABLE};width:100%;table-layout:fixed"><tbody>{rows}</tbody></table>'
 
 
-def _is_short(blocks: tuple[Block, ...]) -> bool:
-    """Tell whether all blocks can stand open without burying one another."""
-    num_lines = [_num_lines_open(block) for block in blocks]
-    return (
-        len(blocks) <= MAX_OPEN_BLOCKS
-        or sum(num_lines) <= MAX_OPEN_LINES
-        or max(num_lines) <= SHORT_BLOCK_LINES
-    )
+def _are_too_long(blocks: tuple[Block, ...]) -> bool:
+    """Tell whether *blocks*, all standing open, would bury one another."""
+    return len(blocks) > MAX_OPEN_BLOCKS and sum(map(_height, blocks)) > MAX_OPEN_LINES
 
 
-def _num_lines_open(block: Block) -> int:
-    return sum(_num_lines(output, most=LAST_LINES + 1) for output in block.outputs)
+def _height(block: Block) -> int:
+    """Count the lines of *block* that stand open; an object is taken to be 15 lines high."""
+    num_lines = [_num_lines(output) or 15 for output in block.outputs]
+    return sum(LAST_LINES + 1 if number > MAX_LINES else number for number in num_lines)
 
 
-def _num_lines(output: Shown, *, most: int | None = None) -> int:
-    """Count the lines that *output* takes, an image being as high as 15 of them."""
+def _num_lines(output: Shown) -> int:
+    """Count the lines of text in *output*; none in an image and the like."""
     if isinstance(output, Dropped):
         return 1
-    if not isinstance(output, Text):
-        return 15 if display_html(output) else display_text(output).count("\n") + 1
-    num_lines = output.text.removesuffix("\n").count("\n") + 1
-    return most if most is not None and num_lines > MAX_LINES else num_lines
+    if isinstance(output, Display):
+        return 0 if is_rich(output) else display_text(output).count("\n") + 1
+    return output.text.removesuffix("\n").count("\n") + 1
 
 
 def _block_to_open(page: Page) -> Block:
@@ -124,14 +123,19 @@ def _label(page: Page, block: Block) -> str:
 
 def _preview(block: Block) -> str:
     """Say how much a closed block holds, and show its last line."""
-    num_lines = sum(_num_lines(output) for output in block.outputs)
+    num_lines = [_num_lines(output) for output in block.outputs]
+    parts = [_count(sum(num_lines), "line"), _count(num_lines.count(0), "object")]
     last = block.outputs[-1]
-    if isinstance(last, Dropped) or (not isinstance(last, Text) and display_html(last)):
-        return f"{num_lines:,} lines"
-    text = last.text if isinstance(last, Text) else display_text(last)
-    line = strip_ansi(text.rstrip("\n").rpartition("\n")[2]).strip()
-    line = line if len(line) <= MAX_PREVIEW_CHARS else line[: MAX_PREVIEW_CHARS - 1] + "…"
-    return f"{num_lines:,} lines · {escape(line, quote=False)}"
+    if num_lines[-1] and not isinstance(last, Dropped):
+        text = strip_ansi(last.text if isinstance(last, Text) else display_text(last))
+        line = text.rstrip("\n").rpartition("\n")[2].strip()
+        is_long = len(line) > MAX_PREVIEW_CHARS
+        parts.append(f"{line[: MAX_PREVIEW_CHARS - 1]}…" if is_long else line)
+    return escape(" · ".join(part for part in parts if part), quote=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number > 1)}" if number else ""
 
 
 def _outputs(block: Block) -> str:

@@ -53,6 +53,11 @@ def display_html(display: Display) -> str:
     return ""
 
 
+def is_rich(display: Display) -> bool:
+    """Tell whether *display* brought HTML or an image, without looking at what is in it."""
+    return any(mime in display.data for mime in ("text/html", *_IMAGES))
+
+
 def close_tags(html: str) -> str:
     """Close the tags that *html* leaves open; return an empty string where it cannot be shown.
 

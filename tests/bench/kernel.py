@@ -98,7 +98,10 @@ class Kernel:
         """
         listener = Listener(self._client)
         listener.parent = self._client.execute(code, allow_stdin=False, stop_on_error=False)
-        return listener.listen(timeout_s)
+        try:
+            return listener.listen(timeout_s)
+        except TimeoutError:
+            raise CellTimeout(f"not over after {timeout_s:.0f} s: {code!r:.80}") from None
 
     def check(self, code: str, *, timeout_s: float = 120.0) -> CellRun:
         """Run one cell that must succeed for the benchmark to go on.
@@ -155,7 +158,7 @@ class Listener:
             left_s = timeout_s - self._elapsed_s()
             ready = dict(poller.poll(max(0, int(1e3 * left_s))))
             if not ready:
-                raise CellTimeout(f"not over after {timeout_s:.0f} s")
+                raise TimeoutError
             if iopub in ready:
                 self._take(iopub.recv_multipart())
             if shell in ready:

@@ -86,7 +86,16 @@ def take_turn(key: str, num_ranks: int, plan: Plan, findings: Findings) -> None:
                 visiting(peer, num_ranks, surroundings, plan.num_cells) as visit,
             ):
                 for measure in measures:
-                    findings.readings += MEASURES[measure].run(visit)
+                    take(measure, visit, findings)
+
+
+def take(measure: str, visit: Visit, findings: Findings) -> None:
+    """Take one measure; a cell that fails costs only this one, one that hangs also the rest."""
+    try:
+        findings.readings += MEASURES[measure].run(visit)
+    except (LookupError, RuntimeError) as error:
+        who = f"{visit.peer.name}, {visit.num_ranks} ranks, {measure}"
+        findings.troubles.append(f"{who}: {error}")
 
 
 @dataclass(frozen=True)

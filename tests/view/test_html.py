@@ -73,6 +73,21 @@ def test_more_than_four_long_outputs_are_closed_but_the_first() -> None:
     assert "20 lines · rank 7 step 19" in html
 
 
+def test_a_block_of_few_lines_is_not_closed_even_among_long_ones() -> None:
+    html = html_of(steps(0, 2), *[steps(rank, 20) for rank in range(1, 8)])
+
+    assert html.count("<details") == 7
+    assert html.index("rank 0 step 1") < html.index("<details")
+
+
+def test_figures_do_not_count_as_lines() -> None:
+    figure = shown({"image/png": "AAAA", "text/plain": "<Figure>"})
+
+    html = html_of(*[ok(rank, stdout(f"{rank}\n"), figure) for rank in range(8)])
+
+    assert html.count(">1 line · 1 object</summary>") == 8
+
+
 def test_the_first_failed_rank_is_open() -> None:
     ranks = [steps(rank, 20) for rank in range(8)]
     ranks[5] = failed(5, value_error("bad"), *ranks[5].outputs)
