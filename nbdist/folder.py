@@ -114,7 +114,7 @@ class SessionFolder:
         return content if isinstance(content, dict) else {}
 
     def record_birth(self, role: str, pid: int) -> ProcessId:
-        """Write down that *pid* was born as *role*, so that it can be found when all else is dead."""
+        """Write down that *pid* was born as *role*, to be found when all else is dead."""
         identity = ProcessId.of(pid)
         line = json.dumps({"role": role, "pid": identity.pid, "started": identity.started}) + "\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND  # one short append is atomic among writers

@@ -1,4 +1,4 @@
-"""Pack values for the way between notebook and ranks, without copying their big parts into a pickle.
+"""Pack values for the way between notebook and ranks; big parts are not copied into a pickle.
 
     value ──▶ pickle (protocol 5) + tensors and arrays as raw bytes ──▶ header, buffers
                                      └─ large ones: a file in shared memory, named in the header
@@ -78,7 +78,7 @@ class ValueFolder:
         except OSError as exc:
             path.unlink()
             raise TransferError(
-                f"There is no room for {readable_size(data.nbytes)} in {path.parent}: {exc.strerror}.\n"
+                f"{path.parent} has no room for {readable_size(data.nbytes)}: {exc.strerror}.\n"
                 "Pull a part of the value, or free space there."
             ) from exc
         finally:

@@ -1,7 +1,7 @@
 """Name a process so that it can never be mistaken for another, and end it.
 
-A pid alone is reused; a pid together with the start time the kernel keeps for it is not. Everything
-nbdist ends, it ends by such an identity that it wrote down itself at the process's birth. Linux only.
+A pid alone is reused; a pid together with the start time the kernel keeps for it is not. All that
+nbdist ends, it ends by such an identity, written down at the process's birth. Linux only.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ A daemon thread reads; it ends when the connection does. `close` says that the s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -81,8 +82,6 @@ class AgentLink:
         """Cut the connection; without a ``stop`` before it the agent ends the session itself."""
         self._is_closed = True
         if os.getpid() == self._pid:  # not in a forked child: the connection is its parent's
-            try:
+            with contextlib.suppress(OSError):  # the agent may have cut it first
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
         self._socket.close()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nbdist import processes
 from nbdist.config import Config, to_dict
@@ -42,8 +43,16 @@ class Processes:
     Attributes:
         folder: Where their records lie.
         plan: Which devices the ranks use.
+        on_exit: Called in the link's thread when a rank, or the agent, is gone.
         pids: Process id of each rank.
         exits: How ranks ended, by rank: the agent's event.
+        joined: Ranks that have joined the process group.
+        failure: Why the agent could not start them, if it could not.
+        has_imported: The agent has imported torch.
+        is_agent_lost: The agent is gone, and with it the session.
+        changed: Notified whenever one of these changes.
+        link: The connection to the agent.
+        cluster: ipyparallel's view of the processes.
     """
 
     folder: SessionFolder
@@ -57,6 +66,7 @@ class Processes:
     is_agent_lost: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
     link: AgentLink = field(init=False)
+    cluster: Any = None
 
     def __post_init__(self) -> None:
         self.link = AgentLink(self.folder, self._hear)
@@ -116,21 +126,20 @@ def end_session(folder: SessionFolder) -> list[str]:
     return alive
 
 
-def start(config: Config, on_progress: Callable[[str], None] = lambda _: None) -> Processes:
-    """Start controller, agent and ranks; return when every rank has run one collective.
+def launch(config: Config) -> Processes:
+    """Start controller and agent and return at once; the ranks follow.
 
     Args:
         config: The resolved configuration.
-        on_progress: Told in a few words what is being waited for.
 
     Raises:
-        LaunchError: A process ended or did not come; nothing is left running.
+        LaunchError: They cannot be started; nothing is left running.
     """
     plan = plan_devices(config, count_gpus(), available_cores())
     folder = SessionFolder.create(runtime_root())
     session = Processes(folder, plan)
     try:
-        _launch(session, config, on_progress)
+        _launch(session, config)
     except BaseException as exc:
         session.stop()
         if isinstance(exc, (NbdistError, KeyboardInterrupt)):
@@ -139,7 +148,7 @@ def start(config: Config, on_progress: Callable[[str], None] = lambda _: None) -
     return session
 
 
-def _launch(session: Processes, config: Config, on_progress: Callable[[str], None]) -> None:
+def _launch(session: Processes, config: Config) -> None:
     folder, plan = session.folder, session.plan
     devices = [device_environment(plan, local_rank) for local_rank in range(plan.nproc)]
     spec = AgentSpec(
@@ -156,21 +165,44 @@ def _launch(session: Processes, config: Config, on_progress: Callable[[str], Non
     )
     folder.write_json(folder.agent_spec, to_json(spec))
     folder.describe({"kernel": kernel_of_this_process(), "nproc": plan.nproc, "since": time.time()})
-    cluster = make_cluster(folder, agent_environment(config, devices[0]))
+    session.cluster = make_cluster(folder, agent_environment(config, devices[0]))
     log = str(folder.logs / "agent.log")
-    cluster.start_engines_sync(
-        n=plan.nproc, output_file=log
-    )  # first: importing torch takes longest
-    agent = cluster.engine_set
-    cluster.start_controller_sync()
-    folder.record_birth("controller", cluster.controller.pid)
-    on_progress("starting the agent")
+    # The agent first: nothing takes as long as its import of torch.
+    session.cluster.start_engines_sync(n=plan.nproc, output_file=log)
+    session.cluster.start_controller_sync()
+    folder.record_birth("controller", session.cluster.controller.pid)
+
+
+def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) -> None:
+    """Return when every rank has joined the process group and run one collective.
+
+    Args:
+        session: As `launch` returned it.
+        on_progress: Told in a few words what is being waited for.
+
+    Raises:
+        LaunchError: A process ended or did not come. The caller stops the rest.
+    """
+    agent = session.cluster.engine_set
+    controller = session.cluster.controller
     session.link.connect(
-        is_agent_alive=lambda: agent.process.is_running() and agent.state == "running",
+        is_agent_alive=lambda: agent.state == "running" and agent.process.is_running(),
         timeout_s=START_TIMEOUT_S,
     )
     on_progress("importing torch")
-    _wait_for_ranks(session, on_progress, lambda: cluster.controller.state == "running")
+    nproc = session.plan.nproc
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with session.changed:
+        while len(session.joined) < nproc:
+            if failure := session.start_failure():
+                raise LaunchError(failure)
+            if controller.state != "running":
+                raise LaunchError(_controller_failed(session.folder))
+            if time.monotonic() > deadline:
+                raise LaunchError(_too_slow(session))
+            if session.has_imported:
+                on_progress(f"{len(session.joined)} of {nproc} ranks joined")
+            session.changed.wait(0.5)
 
 
 def agent_environment(config: Config, device: RankDevice) -> dict[str, str]:
@@ -182,24 +214,6 @@ def agent_environment(config: Config, device: RankDevice) -> dict[str, str]:
     if config.deterministic and "CUBLAS_WORKSPACE_CONFIG" not in os.environ:
         chosen["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     return {**chosen, **config.env}
-
-
-def _wait_for_ranks(
-    session: Processes, on_progress: Callable[[str], None], is_controller_alive: Callable[[], bool]
-) -> None:
-    nproc = session.plan.nproc
-    deadline = time.monotonic() + START_TIMEOUT_S
-    with session.changed:
-        while len(session.joined) < nproc:
-            if failure := session.start_failure():
-                raise LaunchError(failure)
-            if not is_controller_alive():
-                raise LaunchError(_controller_failed(session.folder))
-            if time.monotonic() > deadline:
-                raise LaunchError(_too_slow(session))
-            if session.has_imported:
-                on_progress(f"{len(session.joined)} of {nproc} ranks joined")
-            session.changed.wait(0.5)
 
 
 def describe_exit(event: Event) -> str:

@@ -12,8 +12,8 @@ Live = Literal["widget", "lines", "off"]
 def kind_of(shell: Any) -> Kind:
     """Return what shows the cell that runs now.
 
-    ``page`` is a person's notebook: JupyterLab, Notebook 7 and VS Code send the id of the cell along
-    with its code. nbclient, nbconvert, papermill and nbval do not: they are ``headless``.
+    ``page`` is a person's notebook: JupyterLab, Notebook 7 and VS Code send the id of the cell
+    along with its code. nbclient, nbconvert, papermill and nbval do not: they are ``headless``.
     """
     kernel = getattr(shell, "kernel", None)
     if kernel is None:

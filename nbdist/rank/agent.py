@@ -1,15 +1,15 @@
 """The agent: one process per host that imports torch once and forks the ranks.
 
-    kernel ──agent.sock──▶ agent ──fork──▶ store keeper     holds the TCPStore; never inside a rank
+    kernel ──agent.sock──▶ agent ──fork──▶ store keeper     holds the TCPStore
                              ├────fork──▶ rank 0           an ipyparallel engine, own process group
                              └────fork──▶ rank 1
 
-It is the parent of all ranks: it sees an exit at once, ends the rest of a dead rank's process group,
-and tells the kernel. Over its socket (JSON lines) go births, deaths and signals; neither code nor
-results. It ends the whole session when told to, or when the kernel's connection breaks.
+It is the parent of all ranks: it sees an exit at once, ends the rest of a dead rank's process
+group, and tells the kernel. Over its socket (JSON lines) go births, deaths and signals; neither
+code nor results. It ends the whole session when told to, or when the kernel's connection breaks.
 
-It must stay safe to fork from: one thread, no tensor operation ever, no device touched. So it imports
-and waits, nothing else. Started by module name (``python -m nbdist.rank.agent FOLDER``).
+It must stay safe to fork from: one thread, no tensor operation ever, no device touched. So it
+imports and waits, nothing else. Started by module name (``python -m nbdist.rank.agent FOLDER``).
 """
 
 from __future__ import annotations
@@ -97,7 +97,6 @@ class Agent:
     def _start(self) -> None:
         import_engine()
         self._push({"event": "imported"})
-        gc.collect()
         gc.freeze()  # the pages of what was imported stay shared with the ranks
         self._keep_store()
         for local_rank in range(self.spec.nproc):
@@ -205,7 +204,7 @@ class Agent:
         Raises:
             RuntimeError: The agent is not safe to fork from any more.
         """
-        threads = os.listdir("/proc/self/task")
+        threads = list(Path("/proc/self/task").iterdir())
         if len(threads) != 1:
             raise RuntimeError(f"the agent has {len(threads)} threads; a forked rank could hang")
         output, output_end = os.pipe2(os.O_CLOEXEC)
@@ -240,6 +239,7 @@ class Agent:
             os.close(output_end)
             channel.close()
             self._forget_agent()
+            gc.enable()
             logging.getLogger().handlers.clear()  # a rank's logging is its user's
             logging.getLogger().setLevel(logging.WARNING)
             from nbdist.rank import engine  # imported already; the name is what is new
@@ -321,7 +321,7 @@ class Agent:
 
     def _keep_store(self) -> None:
         """Fork the process that holds the TCPStore, on a loopback socket of its own."""
-        from torch.distributed import TCPStore
+        from torch._C._distributed_c10d import TCPStore
 
         listener = socket.create_server(("127.0.0.1", 0))
         self.store_address = listener.getsockname()[:2]
@@ -416,6 +416,7 @@ def _tail(path: Path) -> str:
 
 def main(folder_path: str) -> None:
     """Run the agent of the session in *folder_path*."""
+    gc.disable()  # imports make no garbage, and collecting takes a quarter of their time
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folder = SessionFolder(Path(folder_path))
     content = json.loads(folder.agent_spec.read_text())
@@ -425,7 +426,6 @@ def main(folder_path: str) -> None:
     # Before torch is imported: with more than one BLAS thread a forked rank can hang.
     for name in ONE_THREAD:
         os.environ[name] = "1"
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning of ipykernel's debugger
     Agent(folder, spec).run()
 
 

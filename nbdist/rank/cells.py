@@ -17,6 +17,7 @@ from typing import Any
 
 from IPython.core.interactiveshell import ExecutionResult
 
+from nbdist.packing import ValueFolder
 from nbdist.rank import values
 from nbdist.rank.failures import describe
 from nbdist.rank.interrupts import Interrupts
@@ -36,7 +37,7 @@ class CellRunner:
         self.cell_id: str | None = None
 
     async def run(
-        self, content: Mapping[str, Any], folder: values.ValueFolder
+        self, content: Mapping[str, Any], folder: ValueFolder
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Run the cell that *content* describes.
 
@@ -72,7 +73,7 @@ class CellRunner:
             shell.execution_count = request.number
         preprocessing = None
         try:
-            transformed = shell.transform_cell(request.code)
+            transformed = shell.transform_cell(request.code)  # type: ignore[no-untyped-call]  # IPython's
         except Exception:  # noqa: BLE001 - a syntax error of IPython's own; run_cell reports it
             transformed, preprocessing = request.code, sys.exc_info()
         shell.last_exception = None
@@ -97,7 +98,7 @@ class CellRunner:
         failure: BaseException | None,
         is_stopped: bool,
         started: float,
-        folder: values.ValueFolder,
+        folder: ValueFolder,
     ) -> tuple[dict[str, Any], list[bytes]]:
         status: Status = "ok" if failure is None else "error"
         if is_stopped and isinstance(failure, (KeyboardInterrupt, asyncio.CancelledError)):

@@ -37,6 +37,7 @@ def preload() -> None:
     import torch.distributed
     import torch.nn.parallel  # noqa: F401 - imported to be there after the fork
 
+    import nbdist.config
     import nbdist.rank.kernel
     import nbdist.runtime  # noqa: F401
 
@@ -107,6 +108,7 @@ def join(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> Any:
     """
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     from nbdist.runtime import assign_device, rank_seed, set_seed
 
@@ -121,11 +123,11 @@ def join(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> Any:
     set_seed(seed, deterministic=config["deterministic"])
     host, port = store_address
     timeout = timedelta(seconds=config["timeout_s"])
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
     # Each generation of the group has keys of its own: a rebuilt one must not meet old entries.
     dist.init_process_group(
         spec.backend,
-        store=dist.PrefixStore("gen0", store),
+        store=PrefixStore("gen0", store),
         rank=rank,
         world_size=spec.world_size,
         timeout=timeout,

@@ -1,7 +1,7 @@
 """Turn an exception into frozen data that the notebook can show.
 
-Pure but for reading source lines. What is *ours* in a traceback (IPython's and nbdist's frames below
-the cell) is left out; what is the user's or a library's stays, and is marked as such.
+Pure but for reading source lines. What is *ours* in a traceback (IPython's and nbdist's frames
+below the cell) is left out; what is the user's or a library's stays, and is marked as such.
 """
 
 from __future__ import annotations

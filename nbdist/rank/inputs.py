@@ -42,7 +42,7 @@ class InputRelay:
     def _input(self, prompt: object = "") -> str:
         return self._ask(str(prompt), is_password=False)
 
-    def _getpass(self, prompt: str = "Password: ", stream: object = None) -> str:
+    def _getpass(self, prompt: str = "Password: ", *_: object, **__: object) -> str:
         return self._ask(prompt, is_password=True)
 
     def _ask(self, prompt: str, *, is_password: bool) -> str:

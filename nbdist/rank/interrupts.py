@@ -1,8 +1,8 @@
 """Let SIGINT reach user code, and only user code.
 
 A ``KeyboardInterrupt`` in the middle of our own bookkeeping would swallow a reply and leave the
-notebook waiting for ever. So the signal raises only while a cell's code has the floor; a cell that is
-suspended in an ``await`` is cancelled instead; outside of cells nothing happens.
+notebook waiting for ever. So the signal raises only while a cell's code has the floor; a cell that
+is suspended in an ``await`` is cancelled instead; outside of cells nothing happens.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Guarded:
             try:
                 step, argument = self._coroutine.send, (yield awaited)
             except BaseException as exc:  # noqa: BLE001 - handed into the coroutine, whose it is
-                step, argument = self._coroutine.throw, exc  # type: ignore[assignment]
+                step, argument = self._coroutine.throw, exc
 
     def _armed(self, step: Any, argument: Any) -> Any:
         self._interrupts._is_armed = True

@@ -1,7 +1,7 @@
 """IPython as a rank runs it: the same shell as in a notebook, with our outputs and our errors.
 
 ipykernel's display machinery sends a message per output; here every output goes to the `Recorder`.
-IPython's own traceback is never rendered (its first one takes a second); the exception itself is kept.
+IPython's own traceback is never rendered (the first one takes a second); the exception is kept.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from nbdist.wire import Clear
 
 
 class CellCompiler(CachingCompiler):
-    """Names the code of a cell ``In[12]``, so that tracebacks and ``inspect`` say where it stands."""
+    """Names the code of a cell ``In[12]``: tracebacks and ``inspect`` say where it stands."""
 
     label = "cell"
 
-    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+    def get_code_name(self, _raw_code: str, transformed_code: str, _number: int) -> str:
         """Return the label of the running cell, made unique where another source had it before."""
         name, count = self.label, 1
         while name in linecache.cache and "".join(linecache.cache[name][2]) != transformed_code:  # type: ignore[misc]
@@ -68,7 +68,7 @@ class RankDisplayHook(DisplayHook):
         """Show *result*, unless it is ``None`` or the line ends with a semicolon."""
         self.value = result
         try:
-            super().__call__(result)
+            super().__call__(result)  # type: ignore[no-untyped-call]  # IPython's
         finally:
             self.value = None
 
@@ -86,21 +86,20 @@ class RankDisplayHook(DisplayHook):
         """Nothing is left to do."""
 
 
-class RankShell(ZMQInteractiveShell):  # type: ignore[misc]
+class RankShell(ZMQInteractiveShell):
     """The interactive shell of a rank."""
 
     compiler_class = Type(CellCompiler)
     last_exception: BaseException | None = None
 
-    def showtraceback(self, exc_tuple: Any = None, filename: str | None = None, **_: Any) -> None:
+    def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
         """Keep the exception; the notebook shows it."""
         try:
-            etype, value, tb = self._get_exc_info(exc_tuple)
-        except ValueError:
+            self.last_exception = self._get_exc_info(exc_tuple)[1]  # type: ignore[no-untyped-call]  # IPython's
+        except ValueError:  # there is none
             return
-        self.last_exception = value
 
-    def showsyntaxerror(self, filename: str | None = None, **_: Any) -> None:
+    def showsyntaxerror(self, *_: Any, **__: Any) -> None:
         """Keep the exception; the notebook shows it."""
         self.showtraceback()
 
@@ -121,8 +120,10 @@ class RankShell(ZMQInteractiveShell):  # type: ignore[misc]
 
     def record_to(self, recorder: Recorder) -> None:
         """Send all output of this shell to *recorder*."""
-        self.display_pub = RankDisplayPublisher(parent=self, shell=self, recorder=recorder)
-        self.displayhook = RankDisplayHook(
+        display_pub: Any = RankDisplayPublisher
+        displayhook: Any = RankDisplayHook
+        self.display_pub = display_pub(parent=self, shell=self, recorder=recorder)
+        self.displayhook = displayhook(
             parent=self, shell=self, cache_size=self.cache_size, recorder=recorder
         )
         self.display_trap.hook = self.displayhook
@@ -136,5 +137,5 @@ def refuse_exit(*_: object) -> None:
     """
     raise NbdistError(
         "exit() does not end the ranks.\n"
-        "Use `%dist stop` in a cell of its own to end the session, or `return`/`raise` to leave code."
+        "`%dist stop` in a cell of its own ends the session; `return` and `raise` leave code."
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbdist.config import Config, load_config
 from nbdist.errors import SessionError
-from nbdist.sessions import session as sessions
-from nbdist.sessions.session import Session
-from nbdist.sessions.values import RankValues
+
+if TYPE_CHECKING:
+    from nbdist.sessions.session import Session
+    from nbdist.sessions.values import RankValues
 
 _current: Session | None = None
 _owner_pid = 0
@@ -46,8 +47,8 @@ def start(
     Args:
         config: A resolved configuration (`nbdist.load_config`); the default one when ``None``.
         on_progress: Told in a few words what is being waited for.
-        **overrides: Keys of the configuration: ``nbdist.start(nproc=4, device="cpu")``. Only without
-            *config*.
+        **overrides: Keys of the configuration: ``nbdist.start(nproc=4, device="cpu")``. Only where
+            no *config* is given.
 
     Raises:
         SessionError: One is running already.
@@ -61,11 +62,25 @@ def start(
         if config is not None:
             raise SessionError("Give either a config or keys of it, not both.")
         config = load_config(None, overrides)
-    _current = sessions.start(config, on_progress=on_progress)
+    _current = _start(config if config is not None else load_config(), on_progress)
     if _owner_pid != os.getpid():
         _owner_pid = os.getpid()
         atexit.register(stop)
     return _current
+
+
+def _start(config: Config, on_progress: Callable[[str], None]) -> Session:
+    """Launch the processes, and import what drives them while they import torch."""
+    from nbdist.launchers import start as launching
+
+    processes = launching.launch(config)
+    try:
+        from nbdist.sessions import session
+
+        return session.connect(config, processes, on_progress)
+    except BaseException:
+        processes.stop()
+        raise
 
 
 def stop() -> None:

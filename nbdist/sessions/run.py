@@ -1,8 +1,8 @@
 """One cell on its way through the ranks: what has come back so far, and when it is over.
 
 A cell is over on a rank when its reply and all output batches that the reply counts have arrived
-(they travel on different sockets), or when the rank is dead, or when `STRAGGLER_S` have passed since
-the reply. Messages come in on the client's IO thread; whoever waits, waits in their own.
+(they travel on different sockets), or when the rank is dead, or when `STRAGGLER_S` have passed
+since the reply. Messages come in on the client's IO thread; whoever waits, waits in their own.
 """
 
 from __future__ import annotations

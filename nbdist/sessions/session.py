@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbdist import packing, wire
-from nbdist.config import Config, load_config
+from nbdist.config import Config
 from nbdist.errors import SessionError, TransferError
 from nbdist.launchers import start as launching
 from nbdist.launchers.launcher import connection_file
@@ -55,7 +55,7 @@ class RankState:
 
 
 class Session:
-    """A running set of ranks. Made by `start`; a context manager that stops it.
+    """A running set of ranks. Made by `nbdist.start`; a context manager that stops it.
 
     Args:
         config: The resolved configuration it was started with.
@@ -293,9 +293,8 @@ class Session:
         """
         from ipyparallel.serialize import can
 
-        content = {"action": "push_function", "name": name}
         packed = packing.pack(can(function), None)
-        content["value"] = packed.header
+        content = {"action": "push_function", "name": name, "value": packed.header}
         self._ask_all(self._targets(ranks), content, packed.buffers)
 
     def _ask_all(
@@ -400,29 +399,23 @@ class Session:
         self._client.close(linger=0)
 
 
-def start(
-    config: Config | None = None,
-    *,
-    on_progress: Callable[[str], None] = lambda _: None,
+def connect(
+    config: Config, processes: launching.Processes, on_progress: Callable[[str], None]
 ) -> Session:
-    """Start ranks as *config* says and return when each has run one collective.
+    """Wait for the ranks that were launched, and return the session that drives them.
 
     Args:
-        config: A resolved configuration; the default one when ``None``.
+        config: The resolved configuration.
+        processes: As `nbdist.launchers.start.launch` returned them.
         on_progress: Told in a few words what is being waited for.
 
     Raises:
-        LaunchError: A rank or another process did not come up; nothing is left running.
+        LaunchError: A rank or another process did not come up. The caller stops the rest.
     """
-    resolved = load_config() if config is None else config
-    processes = launching.start(resolved, on_progress)
-    try:
-        client = transport.connect(connection_file(processes.folder, "client"))
-        client.wait_for_ranks(range(processes.plan.nproc), processes.start_failure)
-    except BaseException:
-        processes.stop()
-        raise
-    return Session(resolved, processes, client)
+    launching.wait_until_joined(processes, on_progress)
+    client = transport.connect(connection_file(processes.folder, "client"))
+    client.wait_for_ranks(range(processes.plan.nproc), processes.start_failure)
+    return Session(config, processes, client)
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -47,6 +47,9 @@ class RankClient(Client):  # type: ignore[misc]
     def activate(self, *_: Any, **__: Any) -> None:
         """Register no magics: ``%px`` is not ours to give."""
 
+    def _stop_scheduling_tasks(self) -> None:
+        """Say nothing when ids come out of order: no tasks are scheduled here."""
+
     def _note_registration(self, _event: Any) -> None:
         with self._registered:
             self._registered.notify_all()

@@ -18,7 +18,8 @@ from nbdist.packing import TensorBytes
 
 Unpacker = Callable[[Mapping[str, Any], list[memoryview]], Any]
 
-FLOAT8 = {  # torch's name: (exponent bits, mantissa bits, exponent bias, has infinities, negative zero is NaN)
+# torch's name: (exponent bits, mantissa bits, exponent bias, has infinities, minus zero is NaN)
+FLOAT8 = {
     "float8_e4m3fn": (4, 3, 7, False, False),
     "float8_e5m2": (5, 2, 15, True, False),
     "float8_e4m3fnuz": (4, 3, 8, False, True),
@@ -29,10 +30,11 @@ FLOAT8 = {  # torch's name: (exponent bits, mantissa bits, exponent bias, has in
 WIDENED = frozenset({"bfloat16", *FLOAT8})  # torch's names of the types that NumPy does not have
 
 
-class RankTensor(np.ndarray):  # type: ignore[type-arg]
+class RankTensor(np.ndarray[Any, Any]):
     """A tensor of a rank as a NumPy array.
 
-    ``bfloat16`` and 8-bit floats, which NumPy does not have, are widened to ``float32`` without loss.
+    ``bfloat16`` and 8-bit floats, which NumPy does not have, are widened to ``float32``, which
+    loses nothing.
 
     Attributes:
         torch_dtype: torch's name of the type: ``bfloat16``.
@@ -69,7 +71,7 @@ class RankTensor(np.ndarray):  # type: ignore[type-arg]
 
     def nbdist_tensor_bytes(self) -> TensorBytes:
         """Return it as bytes, for the way back to the ranks."""
-        data = memoryview(np.ascontiguousarray(self)).cast("B")
+        data = memoryview(np.ascontiguousarray(self).tobytes())
         is_widened = self.torch_dtype in WIDENED
         return TensorBytes(data, self.torch_dtype, self.shape, self.device, is_widened=is_widened)
 
@@ -95,8 +97,8 @@ def tensor_from(source: TensorBytes) -> RankTensor:
 def float8_table(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the 256 values of an 8-bit float type as ``float32``, shape ``(256,)``.
 
-    Source: "FP8 Formats for Deep Learning" (2022), and "8-bit Numerical Formats for DNNs" (2022) for
-    the ``fnuz`` variants.
+    Source: "FP8 Formats for Deep Learning" (2022), and "8-bit Numerical Formats for DNNs" (2022)
+    for the ``fnuz`` variants.
     """
     exponent_bits, mantissa_bits, bias, has_infinities, is_fnuz = FLOAT8[name]
     codes = np.arange(256)
@@ -115,7 +117,8 @@ def float8_table(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         )
     else:
         values[(exponent == highest) & (mantissa == 2**mantissa_bits - 1)] = np.nan
-    return values.astype(np.float32)
+    table: np.ndarray[Any, np.dtype[np.float32]] = values.astype(np.float32)
+    return table
 
 
 class RankValues:

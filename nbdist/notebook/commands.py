@@ -1,0 +1,266 @@
+"""What ``%dist VERB`` and ``%%dist`` do, in a notebook. Loaded on first use.
+
+Commands.command     a line: the verb's method does it
+Commands.run_cell    a cell: sent to the ranks, followed, shown
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any
+
+from nbdist.config import Config, load_config, to_dict, to_yaml
+from nbdist.errors import SessionError, UsageError, did_you_mean
+from nbdist.notebook.options import CellOptions, cell_options, verb_parser
+from nbdist.notebook.progress import StartProgress
+from nbdist.packing import readable_size
+from nbdist.sessions import current
+from nbdist.view import name_ranks
+
+HOW_TO_START = (
+    "No ranks are running. `%dist start` starts one per GPU (or 2 on CPU), `%dist start -n 4` four."
+)
+
+HELP = """\
+%dist start [-n N] [-g 0,1] [-c NAME|PATH] [key=value ...]   start the ranks
+%dist status                     what every rank is doing
+%dist stop | restart             end the ranks | end them and start anew with the same config
+%dist config                     the resolved configuration
+%dist seed N                     reseed all ranks
+%dist pull EXPR [-r RANKS] [-o NAME] [--yes]   bring a variable of the ranks here
+%dist push NAME ... [-r RANKS]   send variables of the notebook to the ranks
+%dist logs [-r RANKS] [-n LINES] the end of each rank's log
+%%dist [RANKS] [-o NAME] [-a] [--timeout S] [--local] [--no-fold]   run a cell on the ranks
+RANKS: 0   0,2   0-2   1:   -1   [0,2]   all (default)"""
+
+
+class Commands:
+    """The commands of one IPython shell."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+
+    def command(self, line: str) -> Any:
+        """Do what ``%dist LINE`` asks for.
+
+        Raises:
+            UsageError: There is no such verb, or it is called in a way it does not know.
+        """
+        verb, _, rest = line.strip().partition(" ")
+        if not verb:
+            return self._status("")
+        verbs = self._verbs()
+        if verb not in verbs:
+            raise UsageError(
+                f"`%dist {verb}` is not a command. {did_you_mean(verb, verbs)}\n"
+                "`%dist help` explains them."
+            )
+        return verbs[verb](rest.strip())
+
+    def _verbs(self) -> dict[str, Callable[[str], Any]]:
+        return {
+            "start": self._start,
+            "stop": self._stop,
+            "restart": self._restart,
+            "status": self._status,
+            "config": self._config,
+            "seed": self._seed,
+            "help": self._help,
+            "pull": self._pull,
+            "push": self._push,
+            "logs": self._logs,
+        }
+
+    # Cells ------------------------------------------------------------------------------------
+
+    def run_cell(self, line: str, cell: str) -> Any:
+        """Run *cell* on the ranks that *line* names.
+
+        Returns:
+            A `Run` with ``-a``, else nothing.
+
+        Raises:
+            CellFailed: It failed on some rank; its output has been shown.
+        """
+        options = cell_options(line)
+        from nbdist.notebook import cells
+
+        session = current.get()
+        number = self.shell.execution_count
+        code = with_first_line(line, cell)
+        self._check_syntax(code, number)
+        run = session.run(
+            code,
+            options.ranks,
+            want_value=options.out is not None or options.noblock,
+            number=number,
+            **({} if not options.yes else {"max_value_bytes": 2**62}),
+        )
+        run.fold = options.fold
+        if options.noblock:
+            return run
+        try:
+            if options.local:
+                self._run_here(cell)
+        finally:
+            cells.follow(session, run, self.shell, options.timeout_s)
+        self._keep_value(run, options)
+        return None
+
+    def _check_syntax(self, code: str, number: int) -> None:
+        """Find a syntax error before anything is sent.
+
+        Raises:
+            SyntaxError: In the user's own lines, named ``In[3]``.
+        """
+        transformed = self.shell.transform_cell(code)
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        compile(transformed, f"In[{number}]", "exec", flags=flags, dont_inherit=True)
+
+    def _run_here(self, cell: str) -> None:
+        result = self.shell.run_cell(cell, store_history=False)
+        result.raise_error()
+
+    def _keep_value(self, run: Any, options: CellOptions) -> None:
+        if options.out is not None:
+            self.shell.user_ns[options.out] = run.values()
+
+    # Verbs ------------------------------------------------------------------------------------
+
+    def _start(self, line: str) -> None:
+        config = self._read_config(line)
+        if current.is_running():
+            session = current.get()
+            if to_dict(session.config) != to_dict(config):
+                raise SessionError(
+                    f"Ranks are already running with another configuration: {session.summary}\n"
+                    "`%dist stop` first, or `%dist restart` to start anew with theirs."
+                )
+            return self._say(f"already running: {session.summary}")
+        return self._launch(config)
+
+    def _read_config(self, line: str) -> Config:
+        parser = verb_parser("start")
+        parser.add_argument("-n", "--nproc", metavar="N")
+        parser.add_argument("-g", "--gpus", metavar="0,1")
+        parser.add_argument("-c", "--config", metavar="NAME|PATH")
+        parser.add_argument("overrides", nargs="*", metavar="key=value")
+        found = parser.read(line)
+        overrides = list(found.overrides)
+        if found.nproc is not None:
+            overrides.append(f"nproc={found.nproc}")
+        if found.gpus is not None:
+            overrides.append(f"gpus=[{found.gpus.strip('[]')}]")
+        return load_config(found.config, overrides)
+
+    def _launch(self, config: Config) -> None:
+        with StartProgress(self.shell) as progress:
+            session = current.start(config, on_progress=progress.show)
+        self._say(session.summary)
+
+    def _stop(self, line: str) -> None:
+        verb_parser("stop").read(line)
+        if not current.is_running():
+            return self._say("No ranks are running.")
+        session = current.get()
+        ranks = name_ranks(range(session.world_size))
+        current.stop()
+        return self._say(f"{ranks} stopped")
+
+    def _restart(self, line: str) -> None:
+        verb_parser("restart").read(line)
+        config = current.get().config
+        current.stop()
+        self._launch(config)
+
+    def _status(self, line: str) -> None:
+        verb_parser("status").read(line)
+        if not current.is_running():
+            return self._say(HOW_TO_START)
+        session = current.get()
+        return self._say(status_table(session))
+
+    def _config(self, line: str) -> None:
+        config = (
+            self._read_config(line) if line or not current.is_running() else current.get().config
+        )
+        self._say(to_yaml(config).rstrip())
+
+    def _seed(self, line: str) -> None:
+        parser = verb_parser("seed")
+        parser.add_argument("seed", type=int, metavar="N")
+        seed = parser.read(line).seed
+        from nbdist.notebook import cells
+
+        session = current.get()
+        per_rank = session.config.seed_per_rank
+        code = f"nbdist.set_seed(nbdist.rank_seed({seed}, rank, {per_rank!r}))"
+        cells.follow(session, session.run(code, want_value=False), self.shell)
+        self._say(f"seed {seed} ({per_rank}) on {name_ranks(range(session.world_size))}")
+
+    def _help(self, line: str) -> None:
+        verb_parser("help").read(line)
+        self._say(HELP)
+
+    def _pull(self, line: str) -> None:
+        parser = verb_parser("pull", ranks=True)
+        parser.add_argument("expression", nargs="+", metavar="EXPR")
+        parser.add_argument("-o", "--out", metavar="NAME")
+        parser.add_argument("--yes", action="store_true")
+        found = parser.read(line)
+        expression = " ".join(found.expression)
+        name = found.out or expression
+        if not name.isidentifier():
+            parser.error(f"-o NAME is needed: {name!r} is not the name of a variable")
+        limit: dict[str, Any] = {"max_bytes": None} if found.yes else {}
+        self.shell.user_ns[name] = current.get().pull(expression, found.ranks, **limit)
+
+    def _push(self, line: str) -> None:
+        parser = verb_parser("push", ranks=True)
+        parser.add_argument("names", nargs="+", metavar="NAME")
+        found = parser.read(line)
+        session = current.get()
+        known = self.shell.user_ns
+        for name in found.names:
+            if name not in known:
+                mine = [n for n in known if not n.startswith("_")]
+                raise UsageError(f"There is no variable {name!r} here. {did_you_mean(name, mine)}")
+        session.push({name: known[name] for name in found.names}, found.ranks)
+
+    def _logs(self, line: str) -> None:
+        parser = verb_parser("logs", ranks=True)
+        parser.add_argument("-n", "--lines", type=int, default=20, metavar="LINES")
+        found = parser.read(line)
+        session = current.get()
+        for rank in session.select(found.ranks):
+            self._say(f"── rank {rank} ──\n{session.log_tail(rank, found.lines)}")
+
+    def _say(self, text: str) -> None:
+        print(text)  # noqa: T201 - a command's answer is what the user asked to see
+
+
+def with_first_line(line: str, cell: str) -> str:
+    """Return a cell's code with its magic line as a comment: line numbers are then the page's.
+
+    A cell whose body begins with a cell magic of its own keeps it in first place.
+    """
+    if cell.lstrip().startswith("%%"):
+        return cell
+    return f"# %%dist {line}".rstrip() + f"\n{cell}"
+
+
+def status_table(session: Any) -> str:
+    """Return what every rank is doing, one line a rank."""
+    header = ("rank", "pid", "memory", "GPU", "state")
+    rows = [header]
+    for state in session.states():
+        memory = "–" if state.memory_bytes is None else readable_size(state.memory_bytes)
+        gpu = "–" if state.gpu_bytes is None else readable_size(state.gpu_bytes)
+        rows.append((str(state.rank), str(state.pid), memory, gpu, state.state))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    lines = [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
+    return "\n".join([f"{session.summary} · session {session.session_id}", *lines])
