@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import nbformat
+import zmq
 from ipykernel.kernelspec import RESOURCES, get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -159,7 +160,7 @@ class PrintingClient(NotebookClient):
 
 
 def _stream(msg: dict[str, Any]) -> NotebookNode:
-    return NotebookNode(output_type="stream", **msg["content"])
+    return NotebookNode(output_type="stream", **msg["content"])  # type: ignore[no-untyped-call]
 
 
 class ThisPython(KernelSpecManager):
@@ -187,6 +188,8 @@ class NotebookRun:
         self._kernel = AsyncKernelManager(
             kernel_name="python3", kernel_spec_manager=ThisPython(parent=None)
         )
+        if self._kernel.has_trait("transport_encryption") and zmq.has("curve"):
+            self._kernel.transport_encryption = "auto"  # else new kernels warn of plain text
         self._client = PrintingClient(notebook, km=self._kernel, timeout=None)
         self._client.printer = printer
         self._signal: int | None = None

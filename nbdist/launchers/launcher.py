@@ -54,6 +54,8 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
     mark = {MARK: folder.session_id}
     config.AgentLauncher.environment = {**env, **mark}
     config.LocalControllerLauncher.environment = mark
+    command = [sys.executable, "-m", "nbdist.launchers.controller"]
+    config.LocalControllerLauncher.controller_cmd = command
     log = logging.getLogger(f"{__name__}.cluster")
     log.setLevel(logging.ERROR)
     return Cluster(

@@ -60,6 +60,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.folder = values.value_folder(folder)
         self.runner = cells.CellRunner(self.shell, recorder, interrupts)
         self.parents: dict[str, Any] = {}
+        self.log.setLevel(logging.ERROR)  # ipykernel describes every message, at some cost
         self.shell.record_to(recorder)
         self.shell_handlers[wire.CELL_REQUEST] = self.on_cell
         self.shell_handlers[wire.VALUE_REQUEST] = self.on_values

@@ -38,14 +38,14 @@ class RunEvent:
     """Something that happened to a run.
 
     Attributes:
-        kind: ``output`` (more of it), ``input`` (a rank asks the user), or ``over`` (on this rank).
-        rank: Where.
+        kind: ``output`` (more of it), ``input`` (a rank asks the user), or ``done`` (everywhere).
+        rank: Where; -1 for all.
         outputs: What came, for ``output``.
         content: The question, for ``input``.
     """
 
-    kind: Literal["output", "input", "over"]
-    rank: int
+    kind: Literal["output", "input", "done"]
+    rank: int = -1
     outputs: tuple[Output, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
 
@@ -109,11 +109,11 @@ class Run:
 
     # What the ranks say -----------------------------------------------------------------------
 
-    def hear(self, rank: int, message: Message) -> None:
-        """Take a message from *rank*; called in the IO thread."""
+    def hear(self, message: Message) -> None:
+        """Take a message from a rank; called in the IO thread."""
+        rank = message.rank
         with self._changed:
             part = self._parts[rank]
-            was_over = part.is_over
             if message.kind == OUTPUT_BATCH:
                 outputs = tuple(output_from_json(o) for o in message.content["outputs"])
                 part.batches.extend(outputs)
@@ -127,8 +127,12 @@ class Run:
                 part.replied_at = time.monotonic()
                 if part.reply.outputs:
                     self._events.put(RunEvent("output", rank, part.reply.outputs))
-            if part.is_over and not was_over:
-                self._events.put(RunEvent("over", rank))
+            self._notify_if_done()
+
+    def _notify_if_done(self) -> None:
+        """Wake who waits for the end; only then, since each wake-up costs a short cell dearly."""
+        if self.done:
+            self._events.put(RunEvent("done"))
             self._changed.notify_all()
 
     def note_death(self, rank: int, error: CellError) -> None:
@@ -136,8 +140,7 @@ class Run:
         with self._changed:
             if rank in self._parts and not self._parts[rank].is_over:
                 self._parts[rank].death = error
-                self._events.put(RunEvent("over", rank))
-                self._changed.notify_all()
+                self._notify_if_done()
 
     def abandon(self, error: CellError) -> tuple[int, ...]:
         """Wait no longer for ranks that do not answer.
@@ -149,7 +152,7 @@ class Run:
             stuck = tuple(rank for rank in self.ranks if not self._parts[rank].is_over)
             for rank in stuck:
                 self._parts[rank].abandoned = error
-            self._changed.notify_all()
+            self._notify_if_done()
         return stuck
 
     # What a caller may ask --------------------------------------------------------------------
@@ -211,8 +214,7 @@ class Run:
                 rest = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
                 if rest <= 0:
                     return False
-                has_reply = any(part.reply is not None for part in self._parts.values())
-                self._changed.wait(min(rest, STRAGGLER_S / 10) if has_reply else rest)
+                self._changed.wait(min(rest, 0.1))  # a straggler is given up by the clock alone
         return True
 
     def result(self, timeout_s: float | None = None) -> RankValues:

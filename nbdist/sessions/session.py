@@ -156,21 +156,20 @@ class Session:
         run = Run(request, self._unpack, self.interrupt)
         self._runs[request.cell_id] = run
         content = wire.to_json(request)
-        for rank in targets:
-            self._send_cell(run, rank, content)
+        self._send_cell(run, content)
         for rank in set(targets) & set(self.dead_ranks):  # it may have died a moment ago
             run.note_death(rank, self._death(rank))
         return run
 
-    def _send_cell(self, run: Run, rank: int, content: Mapping[str, Any]) -> None:
+    def _send_cell(self, run: Run, content: Mapping[str, Any]) -> None:
         client = self._client
 
         def hear(message: Message) -> None:
-            run.hear(rank, message)
-            if rank not in run.running_ranks:
-                client.forget(msg_id)
+            run.hear(message)
+            if run.done:
+                client.forget(message.request_id)
 
-        msg_id = client.request(rank, wire.CELL_REQUEST, content, hear)
+        client.request(run.ranks, wire.CELL_REQUEST, content, hear)
 
     def select(self, ranks: RankSpec) -> tuple[int, ...]:
         """Return the ranks that *ranks* names, dead ones as well.
@@ -304,26 +303,18 @@ class Session:
         replies: dict[int, Message] = {}
         changed = threading.Condition()
 
-        def listener(rank: int) -> Callable[[Message], None]:
-            def hear(message: Message) -> None:
-                with changed:
-                    replies[rank] = message
-                    changed.notify_all()
+        def hear(message: Message) -> None:
+            with changed:
+                replies[message.rank] = message
+                changed.notify_all()
 
-            return hear
-
-        raw = list(buffers)
-        msg_ids = [
-            self._client.request(rank, wire.VALUE_REQUEST, content, listener(rank), raw)
-            for rank in targets
-        ]
+        request_id = self._client.request(targets, wire.VALUE_REQUEST, content, hear, buffers)
         try:
             with changed:
                 while set(targets) - set(replies) and not self._lost(targets, replies):
                     changed.wait(0.2)
         finally:
-            for msg_id in msg_ids:
-                self._client.forget(msg_id)
+            self._client.forget(request_id)
         for rank in targets:
             if rank not in replies:
                 raise TransferError(f"{self._death(rank).evalue}")

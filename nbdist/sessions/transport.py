@@ -26,8 +26,18 @@ CONNECT_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Message:
-    """A message from a rank: its type, JSON content and raw buffers."""
+    """A message from a rank.
 
+    Attributes:
+        request_id: Id of the request it is about.
+        rank: Who sent it.
+        kind: Its type.
+        content: JSON content.
+        buffers: Raw buffers.
+    """
+
+    request_id: str
+    rank: int
     kind: str
     content: Mapping[str, Any]
     buffers: list[memoryview]
@@ -79,36 +89,38 @@ class RankClient(Client):  # type: ignore[misc]
 
     def request(
         self,
-        rank: int,
+        ranks: Iterable[int],
         kind: str,
         content: Mapping[str, Any],
         listener: Callable[[Message], None],
         buffers: Iterable[bytes | memoryview] = (),
     ) -> str:
-        """Send a request to the main thread of *rank*.
+        """Send one request to the main thread of each of *ranks*.
 
         Args:
-            rank: The receiver.
+            ranks: The receivers.
             kind: Message type.
             content: JSON content.
-            listener: Gets the reply and every iopub message about this request, in the IO thread,
+            listener: Gets the replies and every iopub message about this request, in the IO thread,
                 until `forget` is called.
             buffers: Raw buffers that travel along.
 
         Returns:
-            The id of the message.
+            The id of the request.
         """
         msg = self.session.msg(kind, content=dict(content))
-        msg_id: str = msg["header"]["msg_id"]
-        self._listeners[msg_id] = listener
-        ident = self._engines[rank].encode()
-        raw = list(buffers)
+        request_id: str = msg["header"]["msg_id"]
+        self._listeners[request_id] = listener
+        frames = [*self.session.serialize(msg), *buffers]  # signed once, sent to all
+        receivers = [self._engines[rank].encode() for rank in ranks]
+        self._io_loop.add_callback(self._send_to_all, receivers, frames)
+        return request_id
+
+    def _send_to_all(self, receivers: list[bytes], frames: list[Any]) -> None:
         # Through the stream, never the bare socket: a send on that takes away the wake-up by which
         # the stream would have noticed a reply, and the cell would never end.
-        self._io_loop.add_callback(
-            lambda: self.session.send(self._mux_stream, msg, ident=ident, buffers=raw)
-        )
-        return msg_id
+        for receiver in receivers:
+            self._mux_stream.send_multipart([receiver, *frames])
 
     def forget(self, msg_id: str) -> None:
         """Hand on nothing more about this request."""
@@ -122,10 +134,13 @@ class RankClient(Client):  # type: ignore[misc]
         return future
 
     def _hear(self, msg: Mapping[str, Any]) -> None:
-        listener = self._listeners.get(msg["parent_header"].get("msg_id", ""))
-        if listener is not None:
+        request_id = msg["parent_header"].get("msg_id", "")
+        listener = self._listeners.get(request_id)
+        rank = self._engines.get(msg["metadata"].get("engine"))
+        if listener is not None and rank is not None:
             buffers = [memoryview(buffer) for buffer in msg.get("buffers", ())]
-            listener(Message(msg["header"]["msg_type"], msg["content"], buffers))
+            kind = msg["header"]["msg_type"]
+            listener(Message(request_id, rank, kind, msg["content"], buffers))
 
     def _dispatch_iopub(self, msg: Any) -> None:
         """Take our own messages here; ipyparallel's way keeps state for every message."""
