@@ -91,5 +91,5 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Take ``%unload_ext nbdist``: stop the ranks."""
+    """Take ``%unload_ext nbdist``; the ranks go on until ``%dist stop``."""
     importlib.import_module("nbdist.notebook").unload(shell)

@@ -12,6 +12,7 @@ into JSON by `to_json` and back by its own ``from_json``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -88,12 +89,16 @@ _OUTPUT_NAMES = {kind: name for name, kind in _OUTPUTS.items()}
 def output_to_json(output: Output) -> dict[str, Any]:
     """Turn one output into a JSON object whose ``type`` says which it is."""
     fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+    if isinstance(fields.get("scalar"), float) and not math.isfinite(fields["scalar"]):
+        fields["scalar"] = str(fields["scalar"])  # JSON has no NaN
     return {"type": _OUTPUT_NAMES[type(output)], **fields}
 
 
 def output_from_json(content: Mapping[str, Any]) -> Output:
     """Turn what `output_to_json` made back into an output."""
     fields = {name: value for name, value in content.items() if name != "type"}
+    if isinstance(fields.get("scalar"), str):
+        fields["scalar"] = float(fields["scalar"])
     return _OUTPUTS[content["type"]](**fields)
 
 

@@ -17,10 +17,8 @@ def load(shell: Any) -> None:
 
 
 def unload(shell: Any) -> None:
-    """Stop the session and take the input transformer away."""
+    """Take the input transformer away. The ranks go on: a reload must not cost a model."""
     from nbdist.notebook.transform import rank_magic
-    from nbdist.sessions import current
 
-    current.stop()
     if rank_magic in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(rank_magic)

@@ -87,7 +87,7 @@ class Commands:
         from nbdist.notebook import cells
 
         session = current.get()
-        number = self.shell.execution_count
+        number = cell_number(self.shell)
         code = with_first_line(line, cell)
         self._check_syntax(code, number)
         run = session.run(
@@ -108,15 +108,16 @@ class Commands:
         self._keep_value(run, options)
         return None
 
-    def _check_syntax(self, code: str, number: int) -> None:
+    def _check_syntax(self, code: str, number: int | None) -> None:
         """Find a syntax error before anything is sent.
 
         Raises:
             SyntaxError: In the user's own lines, named ``In[3]``.
         """
+        label = "cell" if number is None else f"In[{number}]"
         transformed = self.shell.transform_cell(code)
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        compile(transformed, f"In[{number}]", "exec", flags=flags, dont_inherit=True)
+        compile(transformed, label, "exec", flags=flags, dont_inherit=True)
 
     def _run_here(self, cell: str) -> None:
         result = self.shell.run_cell(cell, store_history=False)
@@ -238,6 +239,20 @@ class Commands:
 
     def _say(self, text: str) -> None:
         print(text)  # noqa: T201 - a command's answer is what the user asked to see
+
+
+def cell_number(shell: Any) -> int | None:
+    """Return the number that stands beside the running cell, or ``None`` where it has none.
+
+    IPython's own counter is one ahead or not, depending on its version; the history is not. A cell
+    that is run without history, as nbval does, has no number.
+    """
+    history = shell.history_manager.input_hist_raw
+    parent = shell.kernel.get_parent("shell") if hasattr(shell, "kernel") else None
+    code = parent["content"].get("code") if parent else None
+    if code is not None and history[-1].strip() != code.strip():
+        return None
+    return len(history) - 1
 
 
 def with_first_line(line: str, cell: str) -> str:

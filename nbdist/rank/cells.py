@@ -9,12 +9,16 @@ is turned into a reply. The reply says how many output batches went before it on
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 from IPython.core.interactiveshell import ExecutionResult
 
 from nbdist.packing import ValueFolder
@@ -45,7 +49,7 @@ class CellRunner:
             The reply as a JSON object, and the buffers of the value it carries.
         """
         request = CellRequest(**content)
-        started = time.perf_counter()
+        started, started_at = time.perf_counter(), time.time()
         self._forget_last_error()
         self.recorder.begin(request.cell_id)
         self.interrupts.enter(request.cell_id)
@@ -59,7 +63,10 @@ class CellRunner:
                 result, failure = await self._execute(request)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, the notebook gets a reply
             failure = exc
-        is_stopped = self.interrupts.is_stopped(request.cell_id)
+        is_stopped = self.interrupts.was_interrupted or self.interrupts.is_stopped(request.cell_id)
+        if is_stopped:
+            failure = failure or KeyboardInterrupt("the cell went on to its end")
+            end_terminals(started_at)
         self.interrupts.leave()
         self.running = self.cell_id = None
         return self._reply(request, result, failure, is_stopped, started, folder)
@@ -101,7 +108,7 @@ class CellRunner:
         folder: ValueFolder,
     ) -> tuple[dict[str, Any], list[bytes]]:
         status: Status = "ok" if failure is None else "error"
-        if is_stopped and isinstance(failure, (KeyboardInterrupt, asyncio.CancelledError)):
+        if is_stopped and failure is not None and _has_interrupt(failure):
             status = "stopped"
         value, value_error, buffers = None, None, []
         if request.want_value and status == "ok":
@@ -140,6 +147,31 @@ def _failure_of(result: ExecutionResult | None) -> BaseException | None:
     if result is None:
         return None
     return result.error_before_exec or result.error_in_exec
+
+
+def _has_interrupt(failure: BaseException) -> bool:
+    """Whether *failure* is an interrupt, or came up while one was handled."""
+    link: BaseException | None = failure
+    while link is not None:
+        if isinstance(link, (KeyboardInterrupt, asyncio.CancelledError)):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+def end_terminals(since: float) -> None:
+    """End what ``!command`` has left behind when its cell was stopped.
+
+    IPython runs such a command on a terminal of its own, as the leader of a session, where no
+    signal to this process group finds it. Other children are the user's to keep.
+
+    Args:
+        since: Only those begun after this time (seconds since the epoch).
+    """
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if child.create_time() >= since - 0.1 and os.getsid(child.pid) == child.pid:
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def reply_after(exc: BaseException) -> dict[str, Any]:

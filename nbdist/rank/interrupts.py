@@ -16,13 +16,18 @@ from typing import Any
 
 
 class Interrupts:
-    """Holds who is to be interrupted by the next SIGINT. Lives in the main thread of a rank."""
+    """Holds who is to be interrupted by the next SIGINT. Lives in the main thread of a rank.
+
+    Attributes:
+        was_interrupted: A SIGINT has reached the running cell, or the last one where none runs.
+    """
 
     def __init__(self) -> None:
         self._is_armed = False
         self._task: asyncio.Task[Any] | None = None
         self._cell_id: str | None = None
         self._stopped: set[str] = set()
+        self.was_interrupted = False
         self._lock = threading.Lock()
 
     def install(self) -> None:
@@ -46,6 +51,7 @@ class Interrupts:
         """Say that *cell_id* runs now."""
         with self._lock:
             self._cell_id = cell_id
+            self.was_interrupted = False
             self._task = asyncio.current_task()
 
     def leave(self) -> None:
@@ -55,6 +61,7 @@ class Interrupts:
             self._cell_id = self._task = None
 
     def _on_sigint(self, _signum: int, _frame: FrameType | None) -> None:
+        self.was_interrupted = self._task is not None
         if self._is_armed:
             # No `_stopped.add` under the lock: this runs in the main thread, which may hold it.
             raise KeyboardInterrupt

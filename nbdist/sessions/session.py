@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from nbdist.wire import CellError, CellRequest
 
 MAX_VALUE_BYTES = 2**30
 INTERRUPT_S = 5.0  # how long an interrupted cell may take to end
+INTERRUPT_AGAIN_S = 1.0
 SNAPSHOT_S = 1.0
 
 RankSpec = str | int | Sequence[int] | None
@@ -225,9 +227,12 @@ class Session:
         Returns:
             The ranks that did not stop: they are in a call that Python cannot interrupt.
         """
-        self.interrupt(run)
-        if run.wait(INTERRUPT_S):
-            return ()
+        deadline = time.monotonic() + INTERRUPT_S
+        while time.monotonic() < deadline:
+            # Again and again: Python swallows an interrupt that falls into a destructor.
+            self.interrupt(run)
+            if run.wait(INTERRUPT_AGAIN_S):
+                return ()
         return run.abandon(self.no_answer(why))
 
     def no_answer(self, why: str) -> CellError:

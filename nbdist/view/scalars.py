@@ -99,4 +99,6 @@ def _mean(values: Sequence[Number]) -> str:
     if any(math.isinf(value) for value in values):
         return f"{sum(values):.6g}"
     # Divided first, so that a sum of large floats does not overflow.
-    return f"{math.fsum(value / len(values) for value in values):.6g}"
+    text = f"{math.fsum(value / len(values) for value in values):.6g}"
+    is_whole = text.lstrip("-").isdecimal() and any(isinstance(value, float) for value in values)
+    return text + ".0" * is_whole
