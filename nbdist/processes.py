@@ -6,6 +6,7 @@ nbdist ends, it ends by such an identity, written down at the process's birth. L
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -56,20 +57,26 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def group_members(pgid: int, mark: str) -> list[int]:
-    """Return the living processes of process group *pgid* that carry the session's *mark*.
+def marked(mark: str) -> list[int]:
+    """Return the living processes that carry the session's *mark*, but for the calling one.
 
-    The mark is looked up in the environment a process was started with, so that a group whose
-    number was reused by someone else is left alone.
+    They are the session's processes and all that came from them, whatever process group or session
+    they have moved to since.
     """
-    members = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            pid = int(entry.name)
-            stat = _stat(pid)
-            if stat and int(stat[2]) == pgid and stat[0] not in "ZX" and has_mark(pid, mark):
-                members.append(pid)
-    return members
+    entries = (entry.name for entry in Path("/proc").iterdir())
+    pids = [int(name) for name in entries if name.isdigit() and int(name) != os.getpid()]
+    return [pid for pid in pids if has_mark(pid, mark) and _is_living(pid)]
+
+
+def group_members(pgid: int, mark: str) -> list[int]:
+    """Return those of `marked` that are in process group *pgid*."""
+    stats = ((pid, _stat(pid)) for pid in marked(mark))
+    return [pid for pid, stat in stats if stat is not None and int(stat[2]) == pgid]
+
+
+def _is_living(pid: int) -> bool:
+    stat = _stat(pid)
+    return stat is not None and stat[0] not in "ZX"
 
 
 def has_mark(pid: int, mark: str) -> bool:
@@ -82,41 +89,45 @@ def has_mark(pid: int, mark: str) -> bool:
 
 
 def end(processes: Iterable[ProcessId], *, mark: str, grace_s: float = 1.0) -> list[int]:
-    """End *processes* and their process groups: TERM, *grace_s* seconds, KILL.
+    """End *processes* and all that came from them: TERM, *grace_s* seconds, KILL.
 
     Args:
         processes: What to end, by identity; those already gone are passed over.
-        mark: Id of the session; group members that do not carry it are left alone.
+        mark: Id of the session; every process that carries it is ended too.
         grace_s: How long a process may take to end by itself.
 
     Returns:
         The pids that had to be killed.
     """
     leaders = list(processes)
-    _signal_all(leaders, mark, signal.SIGTERM)
-    deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline and _alive(leaders, mark):
-        time.sleep(0.01)
+    for pid in _alive(leaders, mark):
+        _signal(pid, signal.SIGTERM)
+        _signal(pid, signal.SIGCONT)  # a stopped process cannot act on TERM
+    if _wait_until_gone(leaders, mark, grace_s):
+        return []
     killed = _alive(leaders, mark)
-    _signal_all(leaders, mark, signal.SIGKILL)
-    deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline and _alive(leaders, mark):
-        time.sleep(0.01)
+    while survivors := _alive(leaders, mark):  # what was forked meanwhile comes in the next round
+        for pid in survivors:
+            _signal(pid, signal.SIGKILL)
+        if _wait_until_gone(leaders, mark, grace_s):
+            break
     return killed
 
 
 def _alive(leaders: list[ProcessId], mark: str) -> list[int]:
-    pids = {leader.pid for leader in leaders if leader.is_alive}
-    for leader in leaders:
-        pids.update(group_members(leader.pid, mark))
-    return sorted(pids)
+    own = {leader.pid for leader in leaders if leader.is_alive and leader.pid != os.getpid()}
+    return sorted(own.union(marked(mark)))
 
 
-def _signal_all(leaders: list[ProcessId], mark: str, signum: int) -> None:
-    for pid in _alive(leaders, mark):
-        try:
-            os.kill(pid, signum)
-            if signum == signal.SIGTERM:
-                os.kill(pid, signal.SIGCONT)  # a stopped process cannot act on TERM
-        except ProcessLookupError:
-            continue
+def _wait_until_gone(leaders: list[ProcessId], mark: str, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while _alive(leaders, mark):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _signal(pid: int, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)

@@ -87,9 +87,13 @@ class Printer:
 
     Args:
         stream: Where to.
+
+    Attributes:
+        count: Number of the code cell it printed last.
     """
 
     def __init__(self, stream: TextIO) -> None:
+        self.count = 0
         self._stream = stream
         self._has_colors = stream.isatty()
         self._is_first = True
@@ -102,6 +106,7 @@ class Printer:
 
     def code(self, count: int, source: str) -> None:
         """Print the code of a cell that runs now, as IPython would."""
+        self.count = count
         self._begin_cell()
         prompt = f"In [{count}]: "
         first, *others = source.rstrip("\n").split("\n")
@@ -207,7 +212,8 @@ class NotebookRun:
             async with self._running_kernel():
                 await self._run_cells()
         except CellExecutionError as exc:
-            self.problem = f"{self.path} failed: {exc.ename}: {exc.evalue}"
+            where = f"In [{self._printer.count}]"
+            self.problem = f"{self.path} failed at {where}: {exc.ename}: {exc.evalue}"
         except DeadKernelError:
             self.problem = f"{self.path} failed: its kernel died."
         except RuntimeError as exc:  # jupyter_client's word for a kernel that does not come up

@@ -5,19 +5,25 @@
                                                   └──── all text ────▶ the rank's log
 
 What belongs to no running cell (late threads, idle children) goes to the log alone, never into
-another cell. Beyond ``log_bytes`` of one cell output is counted and dropped here, on the rank.
+another cell. Beyond ``log_bytes`` of one cell only the last lines are kept, here on the rank; what
+lies between is counted and dropped.
 """
 
 from __future__ import annotations
 
+import codecs
+import collections
 import contextvars
 import io
+import itertools
+import operator
 import os
+import select
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from nbdist.rank.logs import RankLog
 from nbdist.wire import Clear, Display, Dropped, Output, Text
@@ -25,8 +31,10 @@ from nbdist.wire import Clear, Display, Dropped, Output, Text
 FIRST_FLUSH_S = 0.004  # a short cell is over by then, and all of it travels in its reply
 FLUSH_S = 0.05
 MAX_BATCH_BYTES = 2**20
+TAIL_BYTES = 2**16  # of a cell beyond its bound
 
 StreamName = Literal["stdout", "stderr"]
+Piece = tuple[StreamName, str]  # a `Text` in the making: a print makes two, and there are many
 _cell: contextvars.ContextVar[object | None] = contextvars.ContextVar("nbdist_cell", default=None)
 
 
@@ -51,17 +59,23 @@ class Recorder:
         self._pipe = pipe
         self._publish = publish
         self._log_bytes = log_bytes
-        self._pid = os.getpid()
+        self._is_forked = False
+        os.register_at_fork(after_in_child=self._note_fork)
         self._lock = threading.RLock()
         self._cell_id: str | None = None
         self._token: object | None = None
         self._old_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self._pending: list[Output] = []
+        self._pending: list[Output | Piece] = []
         self._pending_bytes = 0
         self._kept_bytes = 0
+        self._tail: collections.deque[tuple[Output | Piece, int]] = collections.deque()
+        self._tail_bytes = 0
         self._dropped_bytes = 0
         self._num_batches = 0
-        self._partial = {"stdout": io.StringIO(), "stderr": io.StringIO()}
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._partial: dict[StreamName, list[str]] = {"stdout": [], "stderr": []}
+        self._poll = select.poll()
+        self._poll.register(pipe, select.POLLIN)
         self._has_output = threading.Event()
         self._is_over = threading.Event()
 
@@ -69,6 +83,9 @@ class Recorder:
         """Start the flusher and the reader of the pipe; both end with the process."""
         threading.Thread(target=self._flush_forever, name="nbdist-output", daemon=True).start()
         threading.Thread(target=self._read_forever, name="nbdist-pipe", daemon=True).start()
+
+    def _note_fork(self) -> None:
+        self._is_forked = True
 
     # A cell's life ----------------------------------------------------------------------------
 
@@ -82,6 +99,8 @@ class Recorder:
             self._old_threads.discard(threading.main_thread())
             self._pending, self._pending_bytes = [], 0
             self._kept_bytes = self._dropped_bytes = self._num_batches = 0
+            self._tail.clear()
+            self._tail_bytes = 0
             self._is_over.clear()
 
     def end(self) -> tuple[list[Output], int]:
@@ -95,6 +114,8 @@ class Recorder:
             outputs = self._take_pending()
             if self._dropped_bytes:
                 outputs.append(Dropped(self._dropped_bytes))
+            outputs.extend(merge_text(output for output, _ in self._tail))
+            self._tail.clear()
             self._cell_id = self._token = None
             self._is_over.set()
             return outputs, self._num_batches
@@ -103,13 +124,14 @@ class Recorder:
 
     def write(self, name: StreamName, text: str) -> None:
         """Take *text* from Python's stdout or stderr, from any thread."""
-        if os.getpid() != self._pid:  # a forked child: its text comes back through the pipe
+        if self._is_forked:  # a child's text comes back through the pipe
             os.write(1 if name == "stdout" else 2, text.encode(errors="replace"))
             return
         with self._lock:
             if self._is_ours():
-                self.take_pipe()  # what a child wrote before this line stands before it
-                self._keep(Text(name, text), len(text))
+                if not self._partial[name]:
+                    self.take_pipe()  # what a child wrote before this line stands before it
+                self._keep((name, text), len(text))
             self._log_lines(name, text)
 
     def show(self, output: Display | Clear) -> None:
@@ -125,16 +147,11 @@ class Recorder:
     def take_pipe(self) -> None:
         """Take what C++ and child processes have written to fd 1 and 2 so far."""
         with self._lock:
-            while data := self._read_pipe():
+            while self._poll.poll(0):
+                data = os.read(self._pipe, 65536)
                 self._log.write(data)
                 if self._cell_id is not None:
-                    self._keep(Text("stdout", data.decode(errors="replace")), len(data))
-
-    def _read_pipe(self) -> bytes:
-        try:
-            return os.read(self._pipe, 65536)
-        except BlockingIOError:
-            return b""
+                    self._keep(("stdout", self._decoder.decode(data)), len(data))
 
     def _is_ours(self) -> bool:
         """Whether the calling thread works for the running cell, not for an earlier one."""
@@ -145,9 +162,9 @@ class Recorder:
             return token is self._token
         return threading.current_thread() not in self._old_threads
 
-    def _keep(self, output: Output, size_bytes: int) -> None:
-        if self._kept_bytes + size_bytes > self._log_bytes:
-            self._dropped_bytes += size_bytes
+    def _keep(self, output: Output | Piece, size_bytes: int) -> None:
+        if self._tail or self._kept_bytes + size_bytes > self._log_bytes:
+            self._keep_in_tail(output, size_bytes)
             return
         self._kept_bytes += size_bytes
         self._pending.append(output)
@@ -157,16 +174,22 @@ class Recorder:
         elif self._pending_bytes > MAX_BATCH_BYTES:
             self.flush()
 
+    def _keep_in_tail(self, output: Output | Piece, size_bytes: int) -> None:
+        self._tail.append((output, size_bytes))
+        self._tail_bytes += size_bytes
+        while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
+            _, size = self._tail.popleft()
+            self._tail_bytes -= size
+            self._dropped_bytes += size
+
     def _log_lines(self, name: StreamName, text: str) -> None:
         """Write whole lines to the log; the rest waits for its end."""
         partial = self._partial[name]
-        partial.write(text)
+        partial.append(text)
         if "\n" in text:
-            lines, newline, rest = partial.getvalue().rpartition("\n")
+            lines, newline, rest = "".join(partial).rpartition("\n")
             self._log.write((lines + newline).encode(errors="replace"))
-            partial.seek(0)
-            partial.truncate()
-            partial.write(rest)
+            partial[:] = [rest] if rest else []
 
     # What goes out ----------------------------------------------------------------------------
 
@@ -193,34 +216,23 @@ class Recorder:
 
     def _read_forever(self) -> None:
         """Wait for the pipe, so that output comes while the main thread is in a long call."""
-        import select
-
-        poller = select.poll()
-        poller.register(self._pipe, select.POLLIN)
+        poll = select.poll()  # its own: a poll object serves one thread at a time
+        poll.register(self._pipe, select.POLLIN)
         while True:
-            poller.poll()
+            poll.poll()
             self.take_pipe()
 
 
-def merge_text(outputs: Iterable[Output]) -> list[Output]:
+def merge_text(outputs: Iterable[Output | Piece]) -> list[Output]:
     """Join neighbouring pieces of text of one stream."""
     merged: list[Output] = []
-    pieces: list[str] = []
-    name: StreamName | None = None
-    for output in outputs:
-        if isinstance(output, Text):
-            if output.name != name:
-                if name is not None:
-                    merged.append(Text(name, "".join(pieces)))
-                name, pieces = output.name, []
-            pieces.append(output.text)
+    for is_text, group in itertools.groupby(outputs, key=lambda output: isinstance(output, tuple)):
+        if not is_text:
+            merged.extend(cast("Iterable[Output]", group))
             continue
-        if name is not None:
-            merged.append(Text(name, "".join(pieces)))
-            name = None
-        merged.append(output)
-    if name is not None:
-        merged.append(Text(name, "".join(pieces)))
+        by_stream = itertools.groupby(cast("Iterable[Piece]", group), operator.itemgetter(0))
+        for name, pieces in by_stream:
+            merged.append(Text(name, "".join(text for _, text in pieces)))
     return merged
 
 

@@ -42,7 +42,7 @@ def consolidate(outputs: Iterable[Output]) -> tuple[Shown, ...]:
 
 def describe_dropped(dropped: Dropped) -> str:
     """Say how much output is missing."""
-    return f"… {dropped.size_bytes:,} bytes of output dropped (more than log_bytes) …"
+    return f"… {dropped.size_bytes:,} bytes of output are left out here …"
 
 
 @dataclass(frozen=True)

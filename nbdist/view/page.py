@@ -12,6 +12,7 @@ from nbdist.view.consolidate import consolidate
 from nbdist.view.failures import Cause, Waiting, group_failures
 from nbdist.view.fold import Block, fold
 from nbdist.view.scalars import ScalarTable, split_scalars
+from nbdist.view.trim import trim
 from nbdist.wire import RankOutput, Text
 
 
@@ -69,7 +70,7 @@ def lay_out(ranks: Iterable[RankOutput], *, is_folded: bool = True, has_text: bo
         blocks = tuple(Block((rank,), outputs[rank]) for rank in sorted(outputs))
     failures = group_failures(ranks, is_folded=is_folded)
     return Page(
-        blocks=tuple(block for block in blocks if block.outputs),
+        blocks=trim([block for block in blocks if block.outputs]),
         table=table,
         causes=failures.causes,
         waiting=failures.waiting,

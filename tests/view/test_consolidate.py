@@ -95,4 +95,4 @@ def test_the_count_of_dropped_bytes_outlives_a_clear() -> None:
 def test_dropped_bytes_are_said_in_full() -> None:
     said = describe_dropped(Dropped(1234567))
 
-    assert said == "… 1,234,567 bytes of output dropped (more than log_bytes) …"
+    assert said == "… 1,234,567 bytes of output are left out here …"

@@ -19,7 +19,7 @@ def test_whole_numbers_stay_whole() -> None:
     table = table_of(1, 3, 2)
 
     assert table.rows == ((0, "1"), (1, "3"), (2, "2"))
-    assert table.totals == ("min 1 (rank 0)", "mean 2", "max 3 (rank 1)")
+    assert table.totals == ("min 1 (rank 0)", "mean 2.0", "max 3 (rank 1)")
 
 
 def test_the_mean_of_whole_numbers_may_be_broken() -> None:
@@ -29,7 +29,7 @@ def test_the_mean_of_whole_numbers_may_be_broken() -> None:
 def test_the_ranks_of_the_extremes_are_named() -> None:
     assert table_of(0.5, 0.5, 2.0).totals == (
         "min 0.5 (ranks 0, 1)",
-        "mean 1",
+        "mean 1.0",
         "max 2.0 (rank 2)",
     )
 
@@ -37,7 +37,7 @@ def test_the_ranks_of_the_extremes_are_named() -> None:
 def test_nan_is_named_and_left_out_of_the_totals() -> None:
     assert table_of(1.0, nan, 3.0).totals == (
         "min 1.0 (rank 0)",
-        "mean 2",
+        "mean 2.0",
         "max 3.0 (rank 2)",
         "NaN on rank 1",
     )

@@ -79,7 +79,7 @@ def test_a_figure_is_named() -> None:
 
 def test_dropped_output_is_counted() -> None:
     assert text_of(ok(0, stdout("a\n"), Dropped(1000))) == (
-        "[rank0] a\n[rank0] … 1,000 bytes of output dropped (more than log_bytes) …"
+        "[rank0] a\n[rank0] … 1,000 bytes of output are left out here …"
     )
 
 
