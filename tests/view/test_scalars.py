@@ -19,7 +19,7 @@ def test_whole_numbers_stay_whole() -> None:
     table = table_of(1, 3, 2)
 
     assert table.rows == ((0, "1"), (1, "3"), (2, "2"))
-    assert table.totals == ("min 1 (rank 0)", "mean 2.0", "max 3 (rank 1)")
+    assert table.totals == ("min 1 (rank 0)", "mean 2", "max 3 (rank 1)")
 
 
 def test_the_mean_of_whole_numbers_may_be_broken() -> None:
