@@ -175,9 +175,16 @@ def unpack(
             raise TransferError("The value lies in a file of another host.")
         parts.append(folder.read(Path(place)))
         if not keep_files:
-            Path(place).unlink()
+            Path(place).unlink(missing_ok=True)
     unpickler = _Unpickler(parts, header["tensors"], make_tensor)
     return unpickler.load()
+
+
+def discard(header: Mapping[str, Any]) -> None:
+    """Delete the files of a packed value that nobody will unpack."""
+    for place in header["places"]:
+        if place is not None:
+            Path(place).unlink(missing_ok=True)
 
 
 def readable_size(size_bytes: int) -> str:

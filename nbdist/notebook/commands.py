@@ -209,7 +209,7 @@ class Commands:
         parser.add_argument("expression", nargs="+", metavar="EXPR")
         parser.add_argument("-o", "--out", metavar="NAME")
         parser.add_argument("--yes", action="store_true")
-        found = parser.read(line)
+        found = parser.read(line, is_code=True)
         expression = " ".join(found.expression)
         name = found.out or expression
         if not name.isidentifier():

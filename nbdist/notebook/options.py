@@ -26,14 +26,18 @@ class Parser(argparse.ArgumentParser):
         usage = " ".join(self.format_usage().removeprefix("usage: ").split())
         raise UsageError(f"{message}\nUsage: {usage}\nNothing has run.")
 
-    def read(self, line: str) -> argparse.Namespace:
+    def read(self, line: str, *, is_code: bool = False) -> argparse.Namespace:
         """Read the words of *line*, quoted as in a shell.
+
+        Args:
+            line: What follows the command.
+            is_code: Quotes belong to the words: ``state['weight']``.
 
         Raises:
             UsageError: A flag is unknown, or a value is missing or wrong.
         """
         try:
-            return self.parse_args(_join_negative(shlex.split(line)))
+            return self.parse_args(_join_negative(shlex.split(line, posix=not is_code)))
         except (ValueError, argparse.ArgumentError) as exc:
             self.error(str(exc))
 

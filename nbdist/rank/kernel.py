@@ -86,35 +86,36 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.parents.pop(parent["content"].get("cell_id", ""), None)
         self._reply(stream, wire.CELL_REPLY, content, parent, ident, buffers)
 
-    def on_values(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-        """Send a variable to the notebook, or take one from it."""
+    async def on_values(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Send a variable to the notebook, or take one from it; whatever happens, reply."""
         buffers: list[bytes] = []
         content: dict[str, Any]
+        self.interrupts.enter(parent["content"]["cell_id"])
         try:
-            content, buffers = self._move_values(parent["content"], parent["buffers"])
-        except Exception as exc:  # noqa: BLE001 - the user's expression may raise anything
+            move = self._move_values(parent["content"], parent["buffers"])
+            content, buffers = await self.interrupts.guard(move)
+        except BaseException as exc:  # noqa: BLE001 - the user's expression may raise anything
             content = {"status": "error", "error": f"{type(exc).__name__}: {exc}"}
+        finally:
+            self.interrupts.leave()
         self._reply(stream, wire.VALUE_REPLY, content, parent, ident, buffers)
 
-    def _move_values(
+    async def _move_values(
         self, content: Mapping[str, Any], buffers: list[Any]
     ) -> tuple[dict[str, Any], list[bytes]]:
         namespace = self.shell.user_ns
-        if content["action"] == "push":
-            views = [memoryview(buffer) for buffer in buffers]
-            names = packing.unpack(
-                content["value"], views, self.folder, values.make_tensor, keep_files=True
-            )
-            namespace.update(names)
-            return {"status": "ok"}, []
+        views = [memoryview(buffer) for buffer in buffers]
+        if content["action"] == "pull":
+            value = eval(content["expression"], namespace)  # noqa: S307 - the user's own code
+            packed = packing.pack(value, self.folder, max_bytes=content["max_bytes"])
+            return {"status": "ok", "value": packed.header}, packed.buffers
+        value = packing.unpack(
+            content["value"], views, self.folder, values.make_tensor, keep_files=True
+        )
         if content["action"] == "push_function":
-            views = [memoryview(buffer) for buffer in buffers]
-            canned = packing.unpack(content["value"], views, None, values.make_tensor)
-            namespace[content["name"]] = uncan(canned, namespace)
-            return {"status": "ok"}, []
-        value = eval(content["expression"], namespace)  # noqa: S307 - the user's own code on their own rank
-        packed = packing.pack(value, self.folder, max_bytes=content["max_bytes"])
-        return {"status": "ok", "value": packed.header}, packed.buffers
+            value = {content["name"]: uncan(value, namespace)}
+        namespace.update(value)
+        return {"status": "ok"}, []
 
     def _reply(
         self,

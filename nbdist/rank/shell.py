@@ -67,6 +67,8 @@ class RankDisplayHook(DisplayHook):
     def __call__(self, result: Any = None) -> None:
         """Show *result*, unless it is ``None`` or the line ends with a semicolon."""
         self.value = result
+        if self.exec_result is not None:  # IPython leaves this out after a semicolon
+            self.exec_result.result = result
         try:
             super().__call__(result)  # type: ignore[no-untyped-call]  # IPython's
         finally:

@@ -11,11 +11,12 @@ import asyncio
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nbdist import view
+from nbdist import packing, view
 from nbdist.errors import CellFailed, CellStopped, TransferError
 from nbdist.sessions.transport import Message
 from nbdist.sessions.values import RankValues, Unpacker
@@ -95,6 +96,8 @@ class Run:
         self._changed = threading.Condition()
         self._events: queue.SimpleQueue[RunEvent] = queue.SimpleQueue()
         self._values: RankValues | None = None
+        self._unfetched: list[Mapping[str, Any]] = []
+        weakref.finalize(self, _discard_all, self._unfetched)
         self.timed_out_s: float | None = None
 
     def __repr__(self) -> str:
@@ -125,6 +128,8 @@ class Run:
                 part.reply = CellReply.from_json(message.content)
                 part.reply_buffers = message.buffers
                 part.replied_at = time.monotonic()
+                if part.reply.value is not None:
+                    self._unfetched.append(part.reply.value)
                 if part.reply.outputs:
                     self._events.put(RunEvent("output", rank, part.reply.outputs))
             self._notify_if_done()
@@ -281,3 +286,9 @@ class Run:
         while not self.done:
             await asyncio.sleep(0.02)
         return self.result()
+
+
+def _discard_all(headers: list[Mapping[str, Any]]) -> None:
+    """Delete the files of values that came with a run and were not asked for."""
+    for header in headers:
+        packing.discard(header)

@@ -304,7 +304,11 @@ class Session:
     def _ask_all(
         self, targets: tuple[int, ...], content: Mapping[str, Any], buffers: Iterable[bytes]
     ) -> dict[int, Message]:
-        """Send a value request to each target and wait for all replies, or for a death."""
+        """Send a value request to each target and wait for all replies, or for a death.
+
+        Raises:
+            TransferError: It failed on some rank; what the others sent is thrown away.
+        """
         replies: dict[int, Message] = {}
         changed = threading.Condition()
 
@@ -313,19 +317,33 @@ class Session:
                 replies[message.rank] = message
                 changed.notify_all()
 
+        cell_id = f"{self.session_id}-{next(self._numbers)}"
+        content = {**content, "cell_id": cell_id}
         request_id = self._client.request(targets, wire.VALUE_REQUEST, content, hear, buffers)
         try:
             with changed:
                 while set(targets) - set(replies) and not self._lost(targets, replies):
                     changed.wait(0.2)
+        except KeyboardInterrupt:
+            for rank in set(targets) - set(replies):
+                self._client.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": [cell_id]})
+            raise
         finally:
             self._client.forget(request_id)
+        if problem := self._problem_of(targets, replies):
+            for message in replies.values():
+                if message.content.get("value"):
+                    packing.discard(message.content["value"])
+            raise TransferError(problem)
+        return dict(sorted(replies.items()))
+
+    def _problem_of(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> str | None:
         for rank in targets:
             if rank not in replies:
-                raise TransferError(f"{self._death(rank).evalue}")
+                return self._death(rank).evalue
             if replies[rank].content["status"] != "ok":
-                raise TransferError(f"rank {rank}: {replies[rank].content['error']}")
-        return dict(sorted(replies.items()))
+                return f"rank {rank}: {replies[rank].content['error']}"
+        return None
 
     def _lost(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> bool:
         is_dead = any(rank not in replies and rank in self._processes.exits for rank in targets)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ipyparallel import Client
 
-from nbdist import wire
+from nbdist import packing, wire
 from nbdist.errors import LaunchError
 
 CONNECT_TIMEOUT_S = 60.0
@@ -137,6 +137,8 @@ class RankClient(Client):  # type: ignore[misc]
         request_id = msg["parent_header"].get("msg_id", "")
         listener = self._listeners.get(request_id)
         rank = self._engines.get(msg["metadata"].get("engine"))
+        if listener is None and msg["content"].get("value"):
+            packing.discard(msg["content"]["value"])  # who asked has gone
         if listener is not None and rank is not None:
             buffers = [memoryview(buffer) for buffer in msg.get("buffers", ())]
             kind = msg["header"]["msg_type"]
