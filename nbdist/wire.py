@@ -266,6 +266,27 @@ class AgentSpec:
     engine_file: str
 
 
+def log_heading(label: str) -> str:
+    """Return the line that stands in a rank's log where a cell begins."""
+    return f"── {label} ──\n"
+
+
+def lost_text(log_tail: str, label: str, seen: str) -> str:
+    """Return what a dead rank wrote in its last cell and could not send any more.
+
+    Args:
+        log_tail: The end of its log.
+        label: The cell's label.
+        seen: The cell's text that did arrive.
+    """
+    _, heading, written = log_tail.rpartition(log_heading(label))
+    if not heading:
+        written = log_tail  # the cell began before the tail does
+    known = seen[-200:]
+    at = written.rfind(known) if known else 0
+    return written[at + len(known) :] if at >= 0 else written
+
+
 def to_json(data: Any) -> dict[str, Any]:
     """Turn a frozen message into a JSON object, nested messages included."""
     return dataclasses.asdict(data)

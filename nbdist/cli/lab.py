@@ -36,7 +36,9 @@ def open_lab(folder: Path, arguments: Sequence[str]) -> NoReturn:
     command = lab_command(
         folder, arguments, is_root=os.geteuid() == 0, has_browser=finds_browser(os.environ)
     )
-    sys.stdout.write(f"JupyterLab on {folder.resolve()}; its address follows. Ctrl-C ends it.\n")
+    sys.stdout.write(
+        f"JupyterLab on {folder.resolve()}; its address follows. Ctrl-C twice ends it.\n"
+    )
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606 - our own interpreter, no shell
 

@@ -28,6 +28,9 @@ class LiveView(Protocol):
     def take(self, rank: int, outputs: tuple[Output, ...]) -> None:
         """Take outputs of *rank*."""
 
+    def note(self, text: str) -> None:
+        """Show a line about the run that will stand in the final output as well."""
+
     def tick(self) -> None:
         """Show what is due; called at least every `REFRESH_S`."""
 
@@ -41,6 +44,9 @@ class NoView:
     shows_text = False
 
     def take(self, rank: int, outputs: tuple[Output, ...]) -> None:
+        """Nothing to show."""
+
+    def note(self, text: str) -> None:
         """Nothing to show."""
 
     def tick(self) -> None:
@@ -64,6 +70,9 @@ class LinesView:
         if text:
             sys.stdout.write(text)
             sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """The final output says it."""
 
     def tick(self) -> None:
         """Lines are printed when they come."""
@@ -103,6 +112,10 @@ class PageView:
                 self._num_lines += text.count("\n")
                 if self._num_lines >= MAX_LIVE_LINES:
                     self._pending.append("… more lines follow when the cell is over\n")
+
+    def note(self, text: str) -> None:
+        """Show *text* at the next tick, however much has been shown."""
+        self._pending.append(f"{text}\n")
 
     def tick(self) -> None:
         """Show what has come since the last time, at most every `REFRESH_S`."""

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes the loop
 PIPE_BYTES = 2**20
-TAIL_BYTES = 2000
+TAIL_BYTES = 8000
 CONTROLLER_TIMEOUT_S = 60.0
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -411,7 +411,7 @@ def _tail(path: Path) -> str:
             text = file.read().decode(errors="replace")
     except FileNotFoundError:
         return ""
-    return text.strip()
+    return text
 
 
 def main(folder_path: str) -> None:

@@ -51,7 +51,7 @@ class CellRunner:
         request = CellRequest(**content)
         started, started_at = time.perf_counter(), time.time()
         self._forget_last_error()
-        self.recorder.begin(request.cell_id)
+        self.recorder.begin(request.cell_id, request.label)
         self.interrupts.enter(request.cell_id)
         self.running, self.cell_id = (request.label, time.time()), request.cell_id
         failure: BaseException | None = None

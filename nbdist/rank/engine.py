@@ -96,6 +96,7 @@ def set_environment(spec: AgentSpec, rank: int, store_address: tuple[str, int]) 
         MASTER_PORT=str(store_address[1]),
         OMP_NUM_THREADS=str(spec.threads),  # for children; this process is past reading it
     )
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     if spec.nproc == spec.world_size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 

@@ -34,13 +34,19 @@ class Interrupts:
         """Handle SIGINT from now on."""
         signal.signal(signal.SIGINT, self._on_sigint)
 
-    def request(self, cell_ids: list[str]) -> None:
-        """Stop these cells, the running one and those that have not begun. Any thread may call."""
+    def request(self, cell_ids: list[str]) -> bool:
+        """Stop these cells, the running one and those that have not begun. Any thread may call.
+
+        Returns:
+            Whether the running cell had been told before, and goes on.
+        """
         with self._lock:
+            was_told = self._cell_id in self._stopped
             self._stopped.update(cell_ids)
             is_running = self._cell_id in self._stopped
         if is_running:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return is_running and was_told
 
     def is_stopped(self, cell_id: str) -> bool:
         """Whether *cell_id* was told to stop."""

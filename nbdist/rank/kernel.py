@@ -8,8 +8,10 @@ makes ipykernel abort what is queued after an error.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -25,7 +27,7 @@ from ipyparallel.engine.kernel import IPythonParallelKernel
 from ipyparallel.serialize import uncan
 from traitlets import Type
 
-from nbdist import packing, wire
+from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
 from nbdist.rank import cells, values
 from nbdist.rank.inputs import InputRelay
@@ -133,8 +135,16 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     # Control channel: a thread of its own -----------------------------------------------------
 
     def on_interrupt(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-        """Stop the named cells."""
-        self.interrupts.request(parent["content"]["cell_ids"])
+        """Stop the named cells; a cell that goes on has its children interrupted as well.
+
+        C's ``system()`` ignores SIGINT in the caller, so the command it waits for must get it. Not
+        at once: workers of a DataLoader would each print a traceback.
+        """
+        if self.interrupts.request(parent["content"]["cell_ids"]):
+            mark = os.environ[processes.MARK]
+            for pid in processes.group_members(os.getpgrp(), mark):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
         self._reply(stream, f"{wire.INTERRUPT_REQUEST}_reply", {"status": "ok"}, parent, ident)
 
     def on_input_reply(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast
 
 from nbdist.rank.logs import RankLog
-from nbdist.wire import Clear, Display, Dropped, Output, Text
+from nbdist.wire import Clear, Display, Dropped, Output, Text, log_heading
 
 FIRST_FLUSH_S = 0.004  # a short cell is over by then, and all of it travels in its reply
 FLUSH_S = 0.05
@@ -89,10 +89,11 @@ class Recorder:
 
     # A cell's life ----------------------------------------------------------------------------
 
-    def begin(self, cell_id: str) -> None:
-        """Take what comes from now on for the output of *cell_id*."""
+    def begin(self, cell_id: str, label: str) -> None:
+        """Take what comes from now on for the output of *cell_id*, called *label* in the log."""
         with self._lock:
             self.take_pipe()
+            self._log.write(log_heading(label).encode())
             self._cell_id, self._token = cell_id, object()
             _cell.set(self._token)
             self._old_threads = weakref.WeakSet(threading.enumerate())

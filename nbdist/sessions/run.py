@@ -28,6 +28,8 @@ from nbdist.wire import (
     CellRequest,
     Output,
     RankOutput,
+    Text,
+    lost_text,
     output_from_json,
 )
 
@@ -39,13 +41,14 @@ class RunEvent:
     """Something that happened to a run.
 
     Attributes:
-        kind: ``output`` (more of it), ``input`` (a rank asks the user), or ``done`` (everywhere).
+        kind: ``output`` (more of it), ``input`` (a rank asks the user), ``died`` (a rank is gone),
+            or ``done`` (everywhere).
         rank: Where; -1 for all.
         outputs: What came, for ``output``.
-        content: The question, for ``input``.
+        content: The question, for ``input``; ``how``, for ``died``.
     """
 
-    kind: Literal["output", "input", "done"]
+    kind: Literal["output", "input", "died", "done"]
     rank: int = -1
     outputs: tuple[Output, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -140,12 +143,24 @@ class Run:
             self._events.put(RunEvent("done"))
             self._changed.notify_all()
 
-    def note_death(self, rank: int, error: CellError) -> None:
-        """Take the news that *rank* is gone; called in the agent link's thread."""
+    def note_death(self, rank: int, how: str, log_tail: str = "") -> None:
+        """Take the news that *rank* is gone; called in the agent link's thread.
+
+        Args:
+            rank: Which.
+            how: ```was killed by SIGKILL``.
+            log_tail: The end of its log; what it holds of this cell and has not arrived is kept.
+        """
         with self._changed:
-            if rank in self._parts and not self._parts[rank].is_over:
-                self._parts[rank].death = error
-                self._notify_if_done()
+            part = self._parts.get(rank)
+            if part is None or part.is_over:
+                return
+            seen = "".join(output.text for output in part.batches if isinstance(output, Text))
+            if text := lost_text(log_tail, self.request.label, seen):
+                part.batches.append(Text("stdout", text))
+            part.death = CellError("RankDied", how.removeprefix("was "))
+            self._events.put(RunEvent("died", rank, content={"how": how}))
+            self._notify_if_done()
 
     def abandon(self, error: CellError) -> tuple[int, ...]:
         """Wait no longer for ranks that do not answer.

@@ -31,7 +31,7 @@ from nbdist.wire import CellError, CellRequest
 
 MAX_VALUE_BYTES = 2**30
 INTERRUPT_S = 5.0  # how long an interrupted cell may take to end
-INTERRUPT_AGAIN_S = 1.0
+INTERRUPT_AGAIN_S = 0.5
 SNAPSHOT_S = 1.0
 
 RankSpec = str | int | Sequence[int] | None
@@ -189,10 +189,9 @@ class Session:
         targets = self.select(ranks)
         dead = sorted(set(targets) & set(self.dead_ranks))
         if dead:
-            exit_words = launching.exit_words(self._processes.exits[dead[0]]["code"])
             alive = [rank for rank in range(self.world_size) if rank not in self.dead_ranks]
             raise SessionError(
-                f"{name_ranks(dead)} cannot run this: rank {dead[0]} {exit_words}.\n"
+                f"{name_ranks(dead)} cannot run this: rank {dead[0]} {self._death(dead[0])}.\n"
                 + (
                     f"Run it on the others with `%%dist {','.join(map(str, alive))}`, or "
                     if alive
@@ -340,7 +339,7 @@ class Session:
     def _problem_of(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> str | None:
         for rank in targets:
             if rank not in replies:
-                return self._death(rank).evalue
+                return f"rank {rank} {self._death(rank)}."
             if replies[rank].content["status"] != "ok":
                 return f"rank {rank}: {replies[rank].content['error']}"
         return None
@@ -363,9 +362,7 @@ class Session:
     def _state(self, rank: int, asked: Any) -> RankState:
         pid = self._processes.pids[rank]
         if asked is None:
-            return RankState(
-                rank, pid, f"dead: {self._death(rank).evalue.splitlines()[0]}", None, None
-            )
+            return RankState(rank, pid, f"dead: {self._death(rank)}", None, None)
         memory = resident_bytes(pid)
         if not asked.wait(SNAPSHOT_S):
             return RankState(rank, pid, "no answer: busy in a C call", memory, None)
@@ -387,17 +384,14 @@ class Session:
         ranks = [event["rank"]] if event["event"] == "exited" else range(self.world_size)
         for run in list(self._runs.values()):
             for rank in ranks:
-                run.note_death(rank, self._death(rank))
+                run.note_death(rank, self._death(rank), str(event.get("tail", "")))
 
-    def _death(self, rank: int) -> CellError:
+    def _death(self, rank: int) -> str:
+        """Say how *rank* ended: ``was killed by SIGKILL``."""
         event = self._processes.exits.get(rank)
         if event is None:
-            text = f"rank {rank} is gone: the agent that watched it has ended."
-        else:
-            text = f"rank {rank} {launching.exit_words(event['code'])}."
-            tail = "\n".join(str(event["tail"]).splitlines()[-launching.TAIL_LINES :])
-            text += f"\nIts log ends with:\n{tail}" if tail else ""
-        return CellError(ename="RankDied", evalue=text)
+            return "is gone: the agent that watched it has ended"
+        return launching.exit_words(event["code"])
 
     def stop(self) -> None:
         """End all ranks and every other process of the session; may be called twice."""
@@ -408,7 +402,7 @@ class Session:
         self._processes.on_exit = lambda _: None
         for run in list(self._runs.values()):
             for rank in run.running_ranks:
-                run.note_death(rank, CellError("RankDied", "The session was stopped."))
+                run.note_death(rank, "was stopped with its session")
         self._processes.stop()
         self._client.close(linger=0)
 

@@ -30,7 +30,7 @@ MAX_LABEL_CHARS = 20
 
 _LINE = "line-height:17px"
 _FONT = f"font-family:monospace;font-size:13px;{_LINE}"
-_WRAP = "white-space:pre-wrap;word-wrap:break-word"
+_WRAP = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
 _PRE = f"margin:0;padding:0;border:0;background:transparent;{_WRAP};{_FONT}"
 _STDERR = "background:#e0453f1f;padding:1px 6px;border-radius:3px"
 _FAINT = "opacity:0.65;font-size:11px"
