@@ -116,7 +116,8 @@ class SessionFolder:
     def record_birth(self, role: str, pid: int) -> ProcessId:
         """Write down that *pid* was born as *role*, to be found when all else is dead."""
         identity = ProcessId.of(pid)
-        line = json.dumps({"role": role, "pid": identity.pid, "started": identity.started}) + "\n"
+        entry = {"role": role, "pid": identity.pid, "started": identity.started, "boot": boot_id()}
+        line = json.dumps(entry) + "\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND  # one short append is atomic among writers
         fd = os.open(self.path / "processes.jsonl", flags, 0o600)
         try:
@@ -126,18 +127,30 @@ class SessionFolder:
         return identity
 
     def processes(self) -> list[tuple[str, ProcessId]]:
-        """Return (role, identity) of every process ever born in this session, oldest first."""
+        """Return (role, identity) of every process ever born in this session, oldest first.
+
+        Those of an earlier boot of the machine are left out: their start times mean nothing now.
+        """
         try:
             lines = (self.path / "processes.jsonl").read_text().splitlines()
         except FileNotFoundError:
             return []
         entries = [json.loads(line) for line in lines if line.endswith("}")]
-        return [(entry["role"], ProcessId(entry["pid"], entry["started"])) for entry in entries]
+        return [
+            (entry["role"], ProcessId(entry["pid"], entry["started"]))
+            for entry in entries
+            if entry["boot"] == boot_id()
+        ]
 
     def remove(self) -> None:
         """Delete the folder and the session's shared memory."""
         shutil.rmtree(self.shared_memory(), ignore_errors=True)
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def boot_id() -> str:
+    """Return what names this boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def sessions(root: Path) -> list[SessionFolder]:

@@ -252,6 +252,9 @@ class AgentSpec:
         threads: Threads of one rank.
         config: The resolved configuration as plain data.
         engine_file: Path of the connection file that the controller writes for its engines.
+        kernel_pid: The process that starts the session; while it has not connected, its death
+            ends the agent.
+        kernel_started: Its start time, as in `nbdist.processes.ProcessId`.
     """
 
     session_id: str
@@ -264,6 +267,8 @@ class AgentSpec:
     threads: int
     config: Mapping[str, Any]
     engine_file: str
+    kernel_pid: int
+    kernel_started: int
 
 
 def log_heading(label: str) -> str:

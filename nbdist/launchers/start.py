@@ -29,6 +29,7 @@ from nbdist.launchers.devices import (
 )
 from nbdist.launchers.host import available_cores
 from nbdist.launchers.launcher import connection_file, kernel_of_this_process, make_cluster
+from nbdist.processes import ProcessId
 from nbdist.wire import AgentSpec, to_json
 
 START_TIMEOUT_S = 300.0
@@ -47,12 +48,13 @@ class Processes:
         pids: Process id of each rank.
         exits: How ranks ended, by rank: the agent's event.
         joined: Ranks that have joined the process group.
-        failure: Why the agent could not start them, if it could not.
+        failure: What the agent could not do or keep alive, if there is anything.
         has_imported: The agent has imported torch.
         is_agent_lost: The agent is gone, and with it the session.
         changed: Notified whenever one of these changes.
         link: The connection to the agent.
         cluster: ipyparallel's view of the processes.
+        controller: The controller's process.
     """
 
     folder: SessionFolder
@@ -67,6 +69,7 @@ class Processes:
     changed: threading.Condition = field(default_factory=threading.Condition)
     link: AgentLink = field(init=False)
     cluster: Any = None
+    controller: ProcessId | None = None
 
     def __post_init__(self) -> None:
         self.link = AgentLink(self.folder, self._hear)
@@ -162,6 +165,8 @@ def _launch(session: Processes, config: Config) -> None:
         threads=plan.threads,
         config=to_dict(config),
         engine_file=str(connection_file(folder, "engine")),
+        kernel_pid=os.getpid(),
+        kernel_started=ProcessId.of(os.getpid()).started,
     )
     folder.write_json(folder.agent_spec, to_json(spec))
     folder.describe({"kernel": kernel_of_this_process(), "nproc": plan.nproc, "since": time.time()})
@@ -170,7 +175,7 @@ def _launch(session: Processes, config: Config) -> None:
     # The agent first: nothing takes as long as its import of torch.
     session.cluster.start_engines_sync(n=plan.nproc, output_file=log)
     session.cluster.start_controller_sync()
-    folder.record_birth("controller", session.cluster.controller.pid)
+    session.controller = folder.record_birth("controller", session.cluster.controller.pid)
 
 
 def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) -> None:
@@ -183,12 +188,8 @@ def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) ->
     Raises:
         LaunchError: A process ended or did not come. The caller stops the rest.
     """
-    agent = session.cluster.engine_set
-    controller = session.cluster.controller
-    session.link.connect(
-        is_agent_alive=lambda: agent.state == "running" and agent.process.is_running(),
-        timeout_s=START_TIMEOUT_S,
-    )
+    agent = ProcessId.of(session.cluster.engine_set.pid)
+    session.link.connect(is_agent_alive=lambda: agent.is_alive, timeout_s=START_TIMEOUT_S)
     on_progress("importing torch")
     nproc = session.plan.nproc
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -196,7 +197,7 @@ def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) ->
         while len(session.joined) < nproc:
             if failure := session.start_failure():
                 raise LaunchError(failure)
-            if controller.state != "running":
+            if session.controller is None or not session.controller.is_alive:
                 raise LaunchError(_controller_failed(session.folder))
             if time.monotonic() > deadline:
                 raise LaunchError(_too_slow(session))

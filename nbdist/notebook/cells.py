@@ -69,9 +69,7 @@ def _serve(session: Session, event: RunEvent | None, live: LiveView) -> None:
     if event.kind == "output":
         live.take(event.rank, event.outputs)
     elif event.kind == "died":
-        live.note(
-            f"[rank{event.rank}] {event.content['how']}; the others go on (■ stops them)"
-        )
+        live.note(f"[rank{event.rank}] {event.content['how']}; the others go on (■ stops them)")
     elif event.kind == "input":
         session.answer_input(event.rank, _ask(event))
 

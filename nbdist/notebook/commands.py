@@ -278,4 +278,5 @@ def status_table(session: Any) -> str:
         "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
         for row in rows
     ]
-    return "\n".join([f"{session.summary} · session {session.session_id}", *lines])
+    trouble = [f"trouble: {session.trouble}"] if session.trouble else []
+    return "\n".join([f"{session.summary} · session {session.session_id}", *lines, *trouble])

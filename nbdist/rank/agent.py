@@ -23,9 +23,8 @@ import signal
 import socket
 import struct
 import sys
-import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes the loop
 PIPE_BYTES = 2**20
 TAIL_BYTES = 8000
-CONTROLLER_TIMEOUT_S = 60.0
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -73,6 +71,7 @@ class Agent:
         self.kernels: dict[socket.socket, bytearray] = {}
         self.store_address = ("127.0.0.1", 0)
         self.store_channel: socket.socket | None = None
+        self._store_pid = 0
         self.is_ending = False
         self._history: list[dict[str, Any]] = []
         self._selector = selectors.DefaultSelector()
@@ -83,9 +82,10 @@ class Agent:
 
     def run(self) -> None:
         """Start everything, then serve until the session ends."""
-        self._serve_until(lambda: bool(self.kernels), deadline_s=CONTROLLER_TIMEOUT_S)
+        kernel = processes.ProcessId(self.spec.kernel_pid, self.spec.kernel_started)
+        self._serve_until(lambda: bool(self.kernels) or not kernel.is_alive)
         if not self.kernels:
-            return self.end("no kernel ever connected")
+            return self.end("the kernel was gone before it connected")
         try:
             self._start()
         except Exception as exc:
@@ -102,11 +102,8 @@ class Agent:
         for local_rank in range(self.spec.nproc):
             self.spawn(self.spec.first_rank + local_rank)
 
-    def _serve_until(self, is_over: Any, deadline_s: float | None = None) -> None:
-        deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    def _serve_until(self, is_over: Callable[[], bool]) -> None:
         while not is_over() and not self.is_ending:
-            if deadline is not None and time.monotonic() > deadline:
-                return
             for key, _ in self._selector.select(timeout=POLL_S):
                 key.data(key.fileobj)
             self._collect_exits()
@@ -277,13 +274,12 @@ class Agent:
             self._push({**message, "rank": rank})
 
     def _collect_exits(self) -> None:
+        if self._store_pid and (code := _exit_code(self._store_pid)) is not None:
+            self._store_pid = 0
+            self._push({"event": "failed", "error": f"the TCPStore's process ended, code {code}"})
         for rank, process in list(self.ranks.items()):
-            try:
-                pid, status = os.waitpid(process.identity.pid, os.WNOHANG)
-            except ChildProcessError:
-                continue
-            if pid:
-                self._bury(rank, os.waitstatus_to_exitcode(status))
+            if (code := _exit_code(process.identity.pid)) is not None:
+                self._bury(rank, code)
 
     def _bury(self, rank: int, code: int) -> None:
         process = self.ranks.pop(rank)
@@ -348,6 +344,7 @@ class Agent:
         listener.close()
         channel_end.close()
         self.store_channel = channel
+        self._store_pid = pid
         self.folder.record_birth("store", pid)
 
     # The end ----------------------------------------------------------------------------------
@@ -371,6 +368,15 @@ def import_engine() -> None:
     from nbdist.rank import engine
 
     engine.preload()
+
+
+def _exit_code(pid: int) -> int | None:
+    """Return how child *pid* ended (minus the signal, where one killed it), or ``None``."""
+    try:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:

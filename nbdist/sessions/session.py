@@ -106,6 +106,11 @@ class Session:
         return launching.session_summary(self._processes.plan, self.config.seed)
 
     @property
+    def trouble(self) -> str | None:
+        """What beside the ranks has failed: new process groups cannot be made without a store."""
+        return self._processes.failure
+
+    @property
     def dead_ranks(self) -> tuple[int, ...]:
         """Ranks whose process is gone."""
         return tuple(sorted(self._processes.exits))

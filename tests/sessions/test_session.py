@@ -261,8 +261,8 @@ def test_a_large_array_is_pushed_to_all_ranks_through_one_file(session: Session)
 
 
 def test_what_cannot_be_pickled_cannot_be_pushed(session: Session) -> None:
-    with pytest.raises(TransferError, match="cannot be sent"):
-        session.push({"f": open("/dev/null")})  # noqa: SIM115, PTH123
+    with Path("/dev/null").open() as file, pytest.raises(TransferError, match="cannot be sent"):
+        session.push({"file": file})
 
 
 def test_the_result_of_a_cell_is_the_value_of_its_last_line(session: Session) -> None:
