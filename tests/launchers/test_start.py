@@ -171,14 +171,20 @@ def test_an_agent_that_cannot_import_torch_is_a_launch_error_with_its_words(
 ) -> None:
     path = poisoned_torch(tmp_path, "raise ImportError('libtorch is not for this machine')")
 
-    with pytest.raises(LaunchError, match="libtorch is not for this machine"), ranks(2, env={"PYTHONPATH": path}):
+    with (
+        pytest.raises(LaunchError, match="libtorch is not for this machine"),
+        ranks(2, env={"PYTHONPATH": path}),
+    ):
         pass
 
 
 def test_an_agent_that_dies_at_its_import_is_a_launch_error(tmp_path: Path) -> None:
     path = poisoned_torch(tmp_path, "import os; os.write(2, b'illegal instruction'); os._exit(4)")
 
-    with pytest.raises(LaunchError, match="illegal instruction"), ranks(2, env={"PYTHONPATH": path}):
+    with (
+        pytest.raises(LaunchError, match="illegal instruction"),
+        ranks(2, env={"PYTHONPATH": path}),
+    ):
         pass
 
 

@@ -40,7 +40,9 @@ def start_ranks(notebook: Notebook) -> None:
 
 
 def ranks_of(notebook: Notebook) -> list[psutil.Process]:
-    pids = notebook.value("__import__('nbdist').session().pull('__import__(\"os\").getpid()').stack().tolist()")
+    pids = notebook.value(
+        "__import__('nbdist').session().pull('__import__(\"os\").getpid()').stack().tolist()"
+    )
     return [psutil.Process(pid) for pid in pids]
 
 

@@ -31,7 +31,9 @@ def every_rank_outlives_the_test(session: Session) -> Iterator[None]:
 
 
 def test_every_rank_has_the_names_it_needs(session: Session) -> None:
-    code = "(rank, local_rank, world_size, str(device), dist.get_rank(), cfg.nproc, nbdist.__name__)"
+    code = (
+        "(rank, local_rank, world_size, str(device), dist.get_rank(), cfg.nproc, nbdist.__name__)"
+    )
 
     assert values(session, code) == [
         (0, 0, 2, "cpu", 0, 2, "nbdist"),

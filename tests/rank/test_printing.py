@@ -116,9 +116,7 @@ def test_text_of_a_forked_process_is_shown(session: Session) -> None:
 
 
 def test_text_of_a_thread_is_shown(session: Session) -> None:
-    code = (
-        "import threading\nt = threading.Thread(target=print, args=('thread',)); t.start(); t.join()"
-    )
+    code = "import threading\nt = threading.Thread(target=print, args=('thread',)); t.start(); t.join()"
 
     assert printed(finished(session, code)) == "thread\n"
 

@@ -180,7 +180,9 @@ def test_user_code_may_clean_up_on_a_stop(session: Session, tmp_path: Path) -> N
 
 def test_code_that_swallows_the_stop_is_still_not_ok(session: Session, tmp_path: Path) -> None:
     run = session.run(
-        "try:\n    " + reached(tmp_path) + "    time.sleep(600)\nexcept KeyboardInterrupt:\n    pass"
+        "try:\n    "
+        + reached(tmp_path)
+        + "    time.sleep(600)\nexcept KeyboardInterrupt:\n    pass"
     )
     both_reach(tmp_path)
 
@@ -206,9 +208,7 @@ def test_only_the_ranks_of_the_cell_are_interrupted(session: Session, tmp_path: 
     assert other.result(10)[0] == "undisturbed"
 
 
-def test_a_rank_in_a_c_call_is_named_and_comes_back_later(
-    session: Session, tmp_path: Path
-) -> None:
+def test_a_rank_in_a_c_call_is_named_and_comes_back_later(session: Session, tmp_path: Path) -> None:
     done = tmp_path / "done"
     # With the GIL held no Python runs here at all, not even the thread that would answer.
     code = (

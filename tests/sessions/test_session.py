@@ -164,7 +164,10 @@ def test_a_model_s_weights_arrive_by_name(session: Session) -> None:
 
     state = session.pull("model.state_dict()", 0)[0]
 
-    assert {name: tensor.shape for name, tensor in state.items()} == {"weight": (2, 3), "bias": (2,)}
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        "weight": (2, 3),
+        "bias": (2,),
+    }
 
 
 def test_a_large_tensor_passes_through_shared_memory_and_leaves_nothing(session: Session) -> None:
