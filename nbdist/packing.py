@@ -131,17 +131,30 @@ def pack(value: Any, folder: ValueFolder | None, *, max_bytes: int | None = None
             f"The value has {readable_size(size_bytes)}; up to {readable_size(max_bytes)} are sent "
             "without asking.\nAdd --yes to send it all the same, or send a part of it."
         )
+    return _lay_out(parts, pickler.tensors, folder)
+
+
+def _lay_out(
+    parts: list[memoryview], tensors: list[dict[str, Any]], folder: ValueFolder | None
+) -> Packed:
+    """Put each part into a file or beside the header; where that fails, no file stays."""
     places: list[str | None] = []
     buffers: list[bytes] = []
     files: list[Path] = []
-    for part in parts:
-        if folder is not None and part.nbytes > INLINE_BYTES:
-            files.append(folder.write(part))
-            places.append(str(files[-1]))
-        else:
-            buffers.append(part.tobytes())
-            places.append(None)
-    header = {"places": places, "tensors": pickler.tensors, "size_bytes": size_bytes}
+    try:
+        for part in parts:
+            if folder is not None and part.nbytes > INLINE_BYTES:
+                files.append(folder.write(part))
+                places.append(str(files[-1]))
+            else:
+                buffers.append(part.tobytes())
+                places.append(None)
+    except BaseException:
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
+    size_bytes = sum(part.nbytes for part in parts)
+    header = {"places": places, "tensors": tensors, "size_bytes": size_bytes}
     return Packed(header, buffers, tuple(files))
 
 
@@ -169,7 +182,7 @@ def unpack(
     parts: list[memoryview] = []
     for place in header["places"]:
         if place is None:
-            parts.append(memoryview(next(inline)))
+            parts.append(memoryview(bytearray(next(inline))))  # writable, as what is mapped
             continue
         if folder is None:
             raise TransferError("The value lies in a file of another host.")
@@ -204,13 +217,16 @@ class _Pickler(pickle.Pickler):
         super().__init__(stream, protocol=5, buffer_callback=self._take_buffer)
         self.parts: list[memoryview] = []
         self.tensors: list[dict[str, Any]] = []
+        self._places: dict[int, tuple[int, Any]] = {}
         self._torch = sys.modules.get("torch")
 
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
         self.parts.append(buffer.raw())
 
     def persistent_id(self, obj: Any) -> Any:
-        """Set a tensor aside; everything else is pickled."""
+        """Set a tensor aside, once for all places it stands in; everything else is pickled."""
+        if id(obj) in self._places:
+            return self._places[id(obj)][0]
         as_bytes = getattr(type(obj), "nbdist_tensor_bytes", None)
         if as_bytes is not None:
             tensor = as_bytes(obj)
@@ -228,6 +244,7 @@ class _Pickler(pickle.Pickler):
                 "is_widened": tensor.is_widened,
             }
         )
+        self._places[id(obj)] = (len(self.tensors) - 1, obj)  # the object keeps its id taken
         return len(self.tensors) - 1
 
     def reducer_override(self, obj: Any) -> Any:
@@ -254,9 +271,9 @@ def _bytes_of(tensor: Any, torch: Any) -> TensorBytes:
             "Send a dense one: `x.to_dense()`."
         )
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    raw = plain.reshape(-1).view(torch.uint8).numpy()
+    data = memoryview(plain.reshape(-1).view(torch.uint8).numpy()) if plain.numel() else b""
     return TensorBytes(
-        data=memoryview(raw),
+        data=memoryview(data),
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.shape),
         device=str(tensor.device),

@@ -11,6 +11,7 @@ lies between is counted and dropped.
 
 from __future__ import annotations
 
+import base64
 import codecs
 import collections
 import contextvars
@@ -117,6 +118,7 @@ class Recorder:
                 outputs.append(Dropped(self._dropped_bytes))
             outputs.extend(merge_text(output for output, _ in self._tail))
             self._tail.clear()
+            self._decoder.reset()  # half a character of this cell is none of the next one's
             self._cell_id = self._token = None
             self._is_over.set()
             return outputs, self._num_batches
@@ -307,7 +309,10 @@ def scalar_of(value: Any) -> float | int | None:
     if torch is not None and isinstance(value, torch.Tensor) and value.dim() == 0:
         is_plain = type(value) in (torch.Tensor, torch.nn.Parameter)
         if is_plain and not value.is_complex() and value.dtype is not torch.bool:
-            number = value.detach().item()
+            try:
+                number = value.detach().item()
+            except RuntimeError:  # it has no data: on the meta device, or traced
+                return None
             return number if isinstance(number, (int, float)) else None
     return None
 
@@ -320,11 +325,15 @@ def display_from(
     scalar: float | int | None = None,
 ) -> Display:
     """Return a display whose data can travel as JSON (images become base64 text)."""
-    from ipykernel.jsonutil import encode_images, json_clean
+    from ipykernel.jsonutil import json_clean
 
+    as_text = {
+        mime: base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for mime, value in data.items()
+    }
     return Display(
         kind=kind,
-        data=json_clean(encode_images(dict(data))),
+        data=json_clean(as_text),
         metadata=json_clean(dict(metadata or {})),
         display_id=display_id,
         scalar=scalar,
