@@ -271,6 +271,17 @@ class AgentSpec:
     kernel_started: int
 
 
+def encodable(data: Any) -> Any:
+    """Return JSON data with every text as UTF-8 can hold it: a lone surrogate becomes ``?``."""
+    if isinstance(data, str):
+        return data if data.isascii() else data.encode(errors="replace").decode()
+    if isinstance(data, Mapping):
+        return {encodable(key): encodable(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [encodable(item) for item in data]
+    return data
+
+
 def log_heading(label: str) -> str:
     """Return the line that stands in a rank's log where a cell begins."""
     return f"── {label} ──\n"

@@ -106,7 +106,20 @@ def test_a_request_comes_back_with_the_same_fields() -> None:
 
 
 def test_the_agent_s_orders_are_plain_json() -> None:
-    spec = AgentSpec("id", 2, 0, 2, "cpu", (), "gloo", 1, {"seed": 0, "env": {}}, "/file")
+    spec = AgentSpec(
+        session_id="id",
+        world_size=2,
+        first_rank=0,
+        nproc=2,
+        device="cpu",
+        gpus=(),
+        backend="gloo",
+        threads=1,
+        config={"seed": 0, "env": {}},
+        engine_file="/file",
+        kernel_pid=1,
+        kernel_started=2,
+    )
 
     assert AgentSpec(**{**over_the_wire(to_json(spec)), "gpus": ()}) == spec
 

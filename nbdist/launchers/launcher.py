@@ -57,7 +57,7 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
     command = [sys.executable, "-m", "nbdist.launchers.controller"]
     config.LocalControllerLauncher.controller_cmd = command
     log = logging.getLogger(f"{__name__}.cluster")
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)  # it would report files that went with their session's folder
     return Cluster(
         config=config,
         log=log,

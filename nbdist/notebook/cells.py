@@ -59,8 +59,10 @@ def _watch(session: Session, run: Run, live: LiveView, timeout_s: float | None) 
 
 
 def _drain(session: Session, run: Run, live: LiveView) -> None:
+    """Take what came last; a question of a cell that is over is not put to anyone."""
     while (event := run.next_event(0)) is not None:
-        _serve(session, event, live)
+        if event.kind != "input":
+            _serve(session, event, live)
 
 
 def _serve(session: Session, event: RunEvent | None, live: LiveView) -> None:

@@ -128,9 +128,11 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         ident: Any,
         buffers: list[bytes] | None = None,
     ) -> None:
-        self.session.send(
-            stream, msg_type, content, parent=parent, ident=ident, buffers=buffers or []
-        )
+        arguments: dict[str, Any] = {"parent": parent, "ident": ident, "buffers": buffers or []}
+        try:
+            self.session.send(stream, msg_type, content, **arguments)
+        except UnicodeEncodeError:  # rare, so that not every reply pays for the search
+            self.session.send(stream, msg_type, wire.encodable(content), **arguments)
 
     # Control channel: a thread of its own -----------------------------------------------------
 
@@ -178,8 +180,12 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def publish(self, msg_type: str, cell_id: str, content: dict[str, Any]) -> None:
         """Send a message about a running cell on iopub; any thread may."""
         parent = self.parents.get(cell_id)
-        if parent is not None:
+        if parent is None:
+            return
+        try:
             self.session.send(self.iopub_socket, msg_type, content, parent=parent)
+        except UnicodeEncodeError:
+            self.session.send(self.iopub_socket, msg_type, wire.encodable(content), parent=parent)
 
     def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
         """Say busy and idle only for others' messages: ours end with a reply that says all."""

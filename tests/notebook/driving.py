@@ -135,7 +135,8 @@ class RunningCell:
             self._is_idle = content["execution_state"] == "idle"
         elif kind == "input_request":
             self._outputs.append((kind, content))
-            self._client.input(self._answers.pop(0))
+            if self._answers:
+                self._client.input(self._answers.pop(0))
         elif kind != "execute_input":
             self._outputs.append((kind, content))
 
@@ -170,19 +171,20 @@ class Notebook:
         self,
         code: str,
         *,
-        answers: Sequence[str] = (),
+        answers: Sequence[str] | None = None,
         page: bool = False,
         timeout_s: float = PATIENCE_S,
     ) -> Cell:
         """Run one cell to its end."""
         return self.begin(code, answers=answers, page=page).finish(timeout_s=timeout_s)
 
-    def begin(self, code: str, *, answers: Sequence[str] = (), page: bool = False) -> RunningCell:
+    def begin(self, code: str, *, answers: Sequence[str] | None = None, page: bool = False) -> RunningCell:
         """Send one cell.
 
         Args:
             code: Its source.
-            answers: What the user types when ``input()`` asks; none means a front end that cannot ask.
+            answers: What the user types when ``input()`` asks, then nothing more; ``None`` stands for
+                a front end that cannot ask.
             page: Send the id of the cell along, as JupyterLab does.
         """
         client = self._client
@@ -191,12 +193,12 @@ class Notebook:
             "silent": False,
             "store_history": True,
             "user_expressions": {},
-            "allow_stdin": bool(answers),
+            "allow_stdin": answers is not None,
             "stop_on_error": False,
         }
         metadata = {"cellId": str(uuid.uuid4())} if page else {}
         message = client.session.msg("execute_request", content, metadata=metadata)
-        running = RunningCell(client, message["header"]["msg_id"], answers)
+        running = RunningCell(client, message["header"]["msg_id"], answers or ())
         client.shell_channel.send(message)
         return running
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.notebook.driving import Notebook
-from tests.processes import wait_for_end
+from tests.processes import processes_marked, wait_for_end
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks
@@ -147,6 +150,182 @@ def test_a_syntax_error_is_shown_once_and_nothing_is_sent(notebook: Notebook) ->
     assert notebook.run("%%dist\nreached").display == "[ranks 0, 1] False"
 
 
+def test_a_rank_that_does_not_exist_is_answered_with_those_there_are(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist 5\nrank")
+
+    assert cell.kinds == ["error"]
+    assert cell.error.startswith("RankError")
+    assert "There are ranks 0–1" in cell.error or "ranks 0, 1" in cell.error
+
+
+def test_an_unknown_flag_and_an_unknown_verb_are_usage_errors(notebook: Notebook) -> None:
+    flag = notebook.run("%%dist --nonsense\nran = True")
+    verb = notebook.run("%dist strat")
+
+    assert flag.error.startswith("UsageError")
+    assert "Nothing has run" in flag.error
+    assert verb.error.startswith("UsageError")
+    assert "'start'" in verb.error
+    assert notebook.run("%%dist\n'ran' in globals()").display == "[ranks 0, 1] False"
+
+
+def test_old_habits_work(own_notebook: Notebook) -> None:
+    assert own_notebook.run("%dist_shutdown").streams == "ranks 0, 1 stopped\n"
+    started = own_notebook.run("%dist_init -n 2 device=cpu")
+
+    assert started.streams == "2 ranks on 1 host · cpu · cpu:gloo · seed 0\n"
+    assert "rank" in own_notebook.run("%dist_status").streams
+    assert own_notebook.run("%%distributed\nrank * 0").display == "[ranks 0, 1] 0"
+    assert own_notebook.run("%%rank[1]\nrank").display == "[rank1] 1"
+    assert own_notebook.run("%%rank 0\nrank").display == "[rank0] 0"
+
+
+def test_the_values_of_the_last_line_arrive_under_a_name(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist -o squares\n[rank ** 2, torch.ones(2) * rank]")
+
+    assert cell.status == "ok"
+    assert notebook.value("[squares[0][0], squares[1][0]]") == [0, 1]
+    assert notebook.value("squares[1][1].tolist()") == [1.0, 1.0]
+
+
+def test_values_are_pulled_and_pushed_by_verbs(notebook: Notebook) -> None:
+    notebook.run("a, b = 3, [1, 2]")
+    assert notebook.run("%dist push a b").status == "ok"
+    assert notebook.run("%%dist\n(a, b)").display == "[ranks 0, 1] (3, [1, 2])"
+
+    notebook.run("%%dist\nc = rank + a")
+    pulled = notebook.run("%dist pull c -o mine -r 1")
+
+    assert pulled.status == "ok"
+    assert notebook.value("list(mine.items())") == [(1, 4)]
+
+
+def test_a_cell_that_is_not_waited_for_gives_a_run(notebook: Notebook) -> None:
+    first = notebook.run("%%dist -a\nimport time; time.sleep(0.2); rank")
+
+    assert first.kinds == ["execute_result"]
+    assert "<Run In[" in first.of_kind("execute_result")[0]["data"]["text/plain"]
+    assert notebook.run("first = _").status == "ok"
+    notebook.run("%%dist -a\nrank * 10")
+    notebook.run("second = _")
+    assert notebook.value("list(second.result())") == [0, 10]
+    assert notebook.value("list(first.result())") == [0, 1]
+    assert notebook.run("list(await first)").status == "ok"
+
+
+def test_a_cell_that_takes_too_long_is_stopped(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist --timeout 0.5\nwhile True: pass")
+
+    assert cell.status == "error"
+    assert cell.error.startswith("CellStopped: stopped after --timeout 0.5 s")
+    assert notebook.run("%%dist\nrank * 0").display == "[ranks 0, 1] 0"
+
+
+def test_a_cell_may_run_here_as_well(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist --local\nlocal_too = 5")
+
+    assert cell.status == "ok"
+    assert notebook.value("local_too") == 5
+    assert notebook.run("%%dist\nlocal_too").display == "[ranks 0, 1] 5"
+    notebook.run("del local_too")
+
+
+def test_ranks_of_a_cell_may_ask_the_user(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist\nname = input('who? ') if rank == 1 else None\nname", answers=["Ada"])
+
+    assert cell.status == "ok"
+    assert [content["prompt"] for content in cell.of_kind("input_request")] == ["[rank1] who? "]
+    assert "[rank1] 'Ada'" in cell.display
+
+
+def test_where_nobody_can_be_asked_input_is_an_error(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist 0\ninput()")
+
+    assert cell.status == "error"
+    assert "EOFError" in cell.error
+
+
+def test_the_lines_of_a_cell_are_numbered_as_on_the_page(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist\nx = 1\n1 / 0")
+
+    count = cell.reply["execution_count"]
+    assert f"In[{count}]:3" in cell.error
+
+
+def test_live_lines_are_labelled_and_not_told_again() -> None:
+    with Notebook(env={"NBDIST_LIVE": "lines"}) as notebook:
+        start_ranks(notebook)
+        cell = notebook.run("%%dist\nprint('hello')\nprint('world')\nrank * 0")
+
+    assert sorted(cell.streams.splitlines()) == [
+        "[rank0] hello",
+        "[rank0] world",
+        "[rank1] hello",
+        "[rank1] world",
+    ]
+    assert cell.display == "[ranks 0, 1] 0"
+
+
+def test_a_page_sees_the_lines_of_a_long_cell_while_it_runs(
+    notebook: Notebook, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    running = notebook.begin(
+        "%%dist 0\nimport pathlib, time\n"
+        "print('working')\n"
+        f"while not pathlib.Path('{gate}').exists(): time.sleep(0.01)",
+        page=True,
+    )
+    running.until_printed("[rank0] working")
+    gate.touch()
+    cell = running.finish()
+
+    assert cell.kinds[-2:] == ["clear_output", "display_data"]
+    assert cell.display == "[rank0] working"
+
+
+def test_the_same_cell_gives_the_same_bytes(notebook: Notebook) -> None:
+    code = "%%dist\nprint('p', rank)\ntorch.manual_seed(0); torch.rand(2)"
+
+    first, second = notebook.run(code), notebook.run(code)
+
+    assert first.of_kind("display_data")[0]["data"] == second.of_kind("display_data")[0]["data"]
+
+
+def test_a_reply_is_not_overtaken_by_its_output(notebook: Notebook) -> None:
+    for turn in range(30):
+        cell = notebook.run(f"%%dist\nprint('x' * 100 + '{turn}', flush=True)\nimport os; os.write(1, b'y')\n{turn}")
+
+        assert cell.display.count("x" * 100) == 1
+        assert cell.display.endswith(str(turn))
+
+
+def test_an_empty_cell_is_no_error(notebook: Notebook) -> None:
+    assert notebook.run("%%dist\n").status in ("ok", "error")
+    assert notebook.run("%%dist\n# a remark").status == "ok"
+    assert notebook.run("%%dist\nrank * 0").display == "[ranks 0, 1] 0"
+
+
+def test_no_ranks_no_cell() -> None:
+    with Notebook() as notebook:
+        notebook.run("%load_ext nbdist")
+        cell = notebook.run("%%dist\n1")
+
+        assert cell.error.startswith("SessionError: No ranks are running")
+        assert "%dist start" in notebook.run("%dist").streams
+
+
+def test_a_rank_that_dies_ends_the_cell_and_the_next_one_says_so(own_notebook: Notebook) -> None:
+    cell = own_notebook.run("%%dist\nkept = 1\nif rank: import os; os._exit(3)")
+
+    assert cell.status == "error"
+    assert "rank 1" in cell.error
+    assert "exited with code 3" in cell.display
+    assert "exited with code 3" in own_notebook.run("%%dist\n1").error
+    assert own_notebook.run("%%dist 0\nkept").display == "[rank0] 1"
+    assert "dead" in own_notebook.run("%dist status").streams
+
+
 # The stop button ---------------------------------------------------------------------------------
 
 
@@ -157,13 +336,15 @@ def test_a_syntax_error_is_shown_once_and_nothing_is_sent(notebook: Notebook) ->
         "import time; time.sleep(600)",
         "import asyncio; await asyncio.sleep(600)",
         "!sleep 600",
+        "while True: print('x')",
+        "input()",
     ],
 )
 def test_the_stop_button_ends_a_cell_and_the_next_one_works(
     notebook: Notebook, tmp_path: Path, code: str
 ) -> None:
     pids = ranks_of(notebook)
-    running = notebook.begin(f"%%dist\nopen(f'{tmp_path}/{{rank}}', 'w').close()\n{code}")
+    running = notebook.begin(f"%%dist\nopen(f'{tmp_path}/{{rank}}', 'w').close()\n{code}", answers=[])
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to reach the cell")
 
     notebook.interrupt()
@@ -173,6 +354,52 @@ def test_the_stop_button_ends_a_cell_and_the_next_one_works(
     assert cell.error.startswith("CellStopped")
     assert notebook.run("%%dist\nrank * 0").display == "[ranks 0, 1] 0"
     assert ranks_of(notebook) == pids
+
+
+def test_the_stop_button_at_any_moment_ends_in_a_working_notebook(notebook: Notebook) -> None:
+    pids = ranks_of(notebook)
+    for turn in range(20):
+        running = notebook.begin("%%dist\nimport time; time.sleep(600)")
+        if turn % 2:
+            time.sleep(0.002 * turn)  # not a wait: another moment each time
+
+        while True:
+            notebook.interrupt()
+            try:
+                cell = running.finish(timeout_s=1.5)
+                break
+            except TimeoutError:
+                continue  # the signal came before the kernel had begun the cell
+
+        assert cell.status == "error"
+    assert notebook.run("%%dist\nrank * 0").display == "[ranks 0, 1] 0"
+    assert ranks_of(notebook) == pids
+
+
+def test_a_stopped_pull_leaves_a_working_notebook(notebook: Notebook, tmp_path: Path) -> None:
+    notebook.run(f"%%dist\ndef slow():\n    import time, pathlib\n    pathlib.Path(f'{tmp_path}/{{rank}}').touch()\n    time.sleep(600)")
+    running = notebook.begin("%dist pull slow() -o never")
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to reach the function")
+
+    notebook.interrupt()
+    cell = running.finish(timeout_s=10)
+
+    assert cell.status == "error"
+    assert notebook.run("%%dist\nrank * 0", timeout_s=10).display == "[ranks 0, 1] 0"
+
+
+def test_a_start_can_be_stopped_and_leaves_nothing() -> None:
+    with Notebook() as notebook:
+        notebook.run("%load_ext nbdist")
+        running = notebook.begin("%dist start -n 2 device=cpu")
+        wait_until(lambda: len(notebook.processes()) > 2, "the first processes of the start")
+
+        notebook.interrupt()
+        cell = running.finish(timeout_s=20)
+
+        assert cell.status == "error"
+        wait_until(lambda: len(notebook.processes()) == 1, "all but the kernel to be gone")
+        start_ranks(notebook)
 
 
 # The end -----------------------------------------------------------------------------------------
@@ -214,3 +441,76 @@ def test_a_killed_kernel_leaves_nothing_behind(own_notebook: Notebook, run_folde
 
     assert wait_for_end(before, timeout_s=15) == []
     wait_until(lambda: not list(run_folder.iterdir()), "the session folder to be gone")
+
+
+def test_a_kernel_that_is_killed_in_a_cell_leaves_nothing_behind(
+    own_notebook: Notebook, run_folder: Path, tmp_path: Path
+) -> None:
+    own_notebook.begin(f"%%dist\nopen(f'{tmp_path}/{{rank}}', 'w').close()\nwhile True: pass")
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to be busy")
+    before = own_notebook.processes()
+
+    os.kill(own_notebook.pid, signal.SIGKILL)
+
+    assert wait_for_end(before, timeout_s=15) == []
+    wait_until(lambda: not list(run_folder.iterdir()), "the session folder to be gone")
+
+
+# What others can see -----------------------------------------------------------------------------
+
+
+def test_every_socket_of_the_session_is_on_loopback(notebook: Notebook) -> None:
+    session_id = notebook.value("__import__('nbdist').session().session_id")
+    processes = processes_marked("NBDIST_SESSION", session_id)
+
+    inodes = {inode for process in processes for inode in sockets_of(process.pid)}
+    listening = [address for address, inode in listeners() if inode in inodes]
+
+    assert len(processes) >= 4
+    assert listening
+    assert set(listening) == {"127.0.0.1"}
+
+
+def sockets_of(pid: int) -> set[str]:
+    """Return the inodes of the sockets that process *pid* holds."""
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(str(entry.readlink()))
+    return {link[8:-1] for link in links if link.startswith("socket:[")}
+
+
+def listeners() -> list[tuple[str, str]]:
+    """Return (address, inode) of every TCP socket of this machine that listens."""
+    found = []
+    for family, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        table = Path(f"/proc/net/{name}")
+        for line in table.read_text().splitlines()[1:] if table.exists() else []:
+            words = line.split()
+            address, inode = words[1].partition(":")[0], words[9]
+            if words[3] == "0A":
+                # groups of four bytes, each group in the order of this machine
+                groups = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                found.append((socket.inet_ntop(family, b"".join(groups)), inode))
+    return found
+
+
+def test_nothing_is_written_to_the_home_of_the_user(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    places = {"HOME": str(home), "IPYTHONDIR": str(home / ".ipython")}
+    with Notebook(env=places) as notebook:
+        before = files_below(home)
+        start_ranks(notebook)
+        notebook.run("%%dist\nprint(rank)\nimport os; os.system('true')\n1 / 0")
+        notebook.run("%dist pull rank")
+        notebook.run("%dist stop")
+        after = files_below(home)
+
+    assert after - before == set()
+
+
+def files_below(folder: Path) -> set[str]:
+    """Return all files below *folder*, but for IPython's own history of what was typed."""
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in files if "history.sqlite" not in name}
