@@ -11,17 +11,21 @@ from IPython.display import clear_output, publish_display_data
 from nbdist import view
 from nbdist.notebook.frontend import live_mode
 from nbdist.notebook.live import REFRESH_S, LiveView, make_view
+from nbdist.notebook.stopping import StopButton
 from nbdist.sessions.run import Run, RunEvent
 from nbdist.sessions.session import Session
 
 
-def follow(session: Session, run: Run, shell: Any, timeout_s: float | None = None) -> None:
+def follow(
+    session: Session, run: Run, shell: Any, button: StopButton, timeout_s: float | None = None
+) -> None:
     """Wait until *run* is over and show its final output; Ctrl-C and ■ stop it.
 
     Args:
         session: Whose run it is.
         run: What to follow.
         shell: The IPython shell whose cell this is.
+        button: Notes the presses; it was there before the run was sent.
         timeout_s: Stop the run after so many seconds.
 
     Raises:
@@ -29,10 +33,11 @@ def follow(session: Session, run: Run, shell: Any, timeout_s: float | None = Non
         CellStopped: It was stopped, or timed out.
     """
     live = make_view(live_mode(session.config.live, shell), lambda: clear_output(wait=True))
-    try:
-        _watch(session, run, live, timeout_s)
-    except KeyboardInterrupt:
-        _stop(session, run, live)
+    _watch(session, run, live, button, timeout_s)
+    if button.is_pressed and not run.done:
+        # A second press stops waiting for ranks that do not answer.
+        session.stop_run(run, "The cell was stopped", give_up=lambda: button.num_presses > 1)
+    _drain(run, live)
     live.close()
     show(run, has_text=not live.shows_text)
     run.raise_failure()
@@ -46,54 +51,49 @@ def show(run: Run, *, has_text: bool = True) -> None:
         publish_display_data(bundle, metadata={"nbdist": {"seconds": seconds}})
 
 
-def _watch(session: Session, run: Run, live: LiveView, timeout_s: float | None) -> None:
+def _watch(
+    session: Session, run: Run, live: LiveView, button: StopButton, timeout_s: float | None
+) -> None:
+    """Show and serve what happens, until the run is over or to be stopped."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while not run.done:
+    while not run.done and not button.is_pressed:
         if deadline is not None and time.monotonic() > deadline:
             run.timed_out_s = timeout_s
             session.stop_run(run, f"The cell ran longer than --timeout {timeout_s:g} s")
-            break
-        _serve(session, run.next_event(REFRESH_S), live)
+            return
+        event = run.next_event(REFRESH_S)
+        if event is not None and event.kind == "input":
+            answer = _ask(event, button)
+            if answer is not None:
+                session.answer_input(event.rank, answer)
+        elif event is not None:
+            _show_live(event, live)
         live.tick()
-    _drain(session, run, live)
 
 
-def _drain(session: Session, run: Run, live: LiveView) -> None:
+def _drain(run: Run, live: LiveView) -> None:
     """Take what came last; a question of a cell that is over is not put to anyone."""
     while (event := run.next_event(0)) is not None:
-        if event.kind != "input":
-            _serve(session, event, live)
+        _show_live(event, live)
 
 
-def _serve(session: Session, event: RunEvent | None, live: LiveView) -> None:
-    if event is None:
-        return
+def _show_live(event: RunEvent, live: LiveView) -> None:
     if event.kind == "output":
         live.take(event.rank, event.outputs)
     elif event.kind == "died":
-        live.note(f"[rank{event.rank}] {event.content['how']}; the others go on (■ stops them)")
-    elif event.kind == "input":
-        session.answer_input(event.rank, _ask(event))
+        how = event.content["how"]
+        live.note(f"[rank{event.rank}] {how}; the others go on (■ stops them)")
 
 
-def _ask(event: RunEvent) -> dict[str, str]:
-    """Put the question of a rank to the user."""
+def _ask(event: RunEvent, button: StopButton) -> dict[str, str] | None:
+    """Put the question of a rank to the user; ``None`` when the answer is the stop button."""
     prompt = f"[rank{event.rank}] {event.content['prompt']}"
     try:
-        if event.content["is_password"]:
-            return {"text": getpass.getpass(prompt)}
-        return {"text": input(prompt)}
+        with button.raising():
+            if event.content["is_password"]:
+                return {"text": getpass.getpass(prompt)}
+            return {"text": input(prompt)}
     except KeyboardInterrupt:
-        raise
+        return None
     except Exception as exc:  # noqa: BLE001 - a front end without stdin raises its own kind
         return {"error": f"this front end cannot ask: {exc}"}
-
-
-def _stop(session: Session, run: Run, live: LiveView) -> None:
-    """Stop *run*; a second Ctrl-C stops waiting for ranks that do not answer."""
-    why = "The cell was stopped"
-    try:
-        session.stop_run(run, why)
-    except KeyboardInterrupt:
-        run.abandon(session.no_answer(why))
-    _drain(session, run, live)

@@ -14,6 +14,7 @@ from nbdist.config import Config, load_config, to_dict, to_yaml
 from nbdist.errors import SessionError, UsageError, did_you_mean
 from nbdist.notebook.options import CellOptions, cell_options, verb_parser
 from nbdist.notebook.progress import StartProgress
+from nbdist.notebook.stopping import StopButton
 from nbdist.packing import readable_size
 from nbdist.sessions import current
 from nbdist.view import name_ranks
@@ -83,28 +84,26 @@ class Commands:
         Raises:
             CellFailed: It failed on some rank; its output has been shown.
         """
-        options = cell_options(line)
         from nbdist.notebook import cells
 
+        options = cell_options(line)
         session = current.get()
         number = cell_number(self.shell)
         code = with_first_line(line, cell)
         self._check_syntax(code, number)
-        run = session.run(
-            code,
-            options.ranks,
-            want_value=options.out is not None or options.noblock,
-            number=number,
-            **({} if not options.yes else {"max_value_bytes": 2**62}),
-        )
-        run.fold = options.fold
-        if options.noblock:
-            return run
-        try:
-            if options.local:
-                self._run_here(cell)
-        finally:
-            cells.follow(session, run, self.shell, options.timeout_s)
+        limit: dict[str, Any] = {"max_value_bytes": 2**62} if options.yes else {}
+        wants_value = options.out is not None or options.noblock
+        with StopButton() as button:
+            run = session.run(code, options.ranks, want_value=wants_value, number=number, **limit)
+            run.fold = options.fold
+            if options.noblock:
+                return run
+            try:
+                if options.local:
+                    with button.raising():
+                        self._run_here(cell)
+            finally:
+                cells.follow(session, run, self.shell, button, options.timeout_s)
         self._keep_value(run, options)
         return None
 
@@ -197,7 +196,8 @@ class Commands:
         session = current.get()
         per_rank = session.config.seed_per_rank
         code = f"nbdist.set_seed(nbdist.rank_seed({seed}, rank, {per_rank!r}))"
-        cells.follow(session, session.run(code, want_value=False), self.shell)
+        with StopButton() as button:
+            cells.follow(session, session.run(code, want_value=False), self.shell, button)
         self._say(f"seed {seed} ({per_rank}) on {name_ranks(range(session.world_size))}")
 
     def _help(self, line: str) -> None:

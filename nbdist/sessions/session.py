@@ -221,18 +221,21 @@ class Session:
         for rank in run.running_ranks:
             self._client.control(rank, wire.INTERRUPT_REQUEST, content)
 
-    def stop_run(self, run: Run, why: str) -> tuple[int, ...]:
+    def stop_run(
+        self, run: Run, why: str, give_up: Callable[[], bool] = lambda: False
+    ) -> tuple[int, ...]:
         """Stop *run* and wait until it is over, but no longer than `INTERRUPT_S`.
 
         Args:
             run: What to stop.
             why: Goes into the error of ranks that do not answer.
+            give_up: Asked now and then; ``True`` ends the wait.
 
         Returns:
             The ranks that did not stop: they are in a call that Python cannot interrupt.
         """
         deadline = time.monotonic() + INTERRUPT_S
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not give_up():
             # Again and again: Python swallows an interrupt that falls into a destructor.
             self.interrupt(run)
             if run.wait(INTERRUPT_AGAIN_S):
