@@ -29,9 +29,9 @@ def imported_by(code: str, *names: str) -> list[str]:
 
 
 def test_every_name_of_the_package_is_there() -> None:
-    assert {name: getattr(nbdist, name, None) is not None for name in nbdist.__all__} == dict.fromkeys(
-        nbdist.__all__, True
-    )
+    assert {
+        name: getattr(nbdist, name, None) is not None for name in nbdist.__all__
+    } == dict.fromkeys(nbdist.__all__, True)
     assert set(nbdist.__all__) <= set(dir(nbdist))
 
 
@@ -74,7 +74,8 @@ def agent() -> dict[str, list[str]]:
         "import json, os, sys\nos.environ |= dict.fromkeys(('OMP_NUM_THREADS', "
         "'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')\n"
         "from nbdist.rank import agent; agent.import_engine()\n"
-        "print(json.dumps({'modules': list(sys.modules), 'threads': os.listdir('/proc/self/task')}))"
+        "threads = os.listdir('/proc/self/task')\n"
+        "print(json.dumps({'modules': list(sys.modules), 'threads': threads}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found: dict[str, list[str]] = json.loads(done.stdout)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdist import packing
 from nbdist.errors import TransferError
 from nbdist.packing import INLINE_BYTES, ValueFolder, pack, readable_size, unpack
 from nbdist.rank.values import make_tensor
@@ -173,7 +173,11 @@ def test_a_view_comes_as_the_numbers_it_shows(tensor: torch.Tensor) -> None:
 
 
 def test_tensors_may_stand_anywhere_in_a_value() -> None:
-    value = {"a": [torch.ones(2), ("b", torch.zeros(3, dtype=torch.int8))], "c": np.arange(3), "d": 4}
+    value = {
+        "a": [torch.ones(2), ("b", torch.zeros(3, dtype=torch.int8))],
+        "c": np.arange(3),
+        "d": 4,
+    }
 
     there = to_notebook(value)
 
@@ -267,7 +271,12 @@ def test_an_array_comes_back_the_same(array: np.ndarray[Any, Any]) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.floats(allow_nan=False),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text()
+        | st.binary()
+        | st.floats(allow_nan=False),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
     )
 )
@@ -363,7 +372,7 @@ def test_a_full_disk_is_an_error_that_says_where(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
 
     with pytest.raises(TransferError, match="No space left on device"):
         pack(torch.ones(2**16), folder)
@@ -374,14 +383,14 @@ def test_a_full_disk_is_an_error_that_says_where(
 def test_a_value_that_fails_half_way_leaves_no_file(
     folder: ValueFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fallocate, calls = packing.os.posix_fallocate, iter([False, True])
+    fallocate, calls = os.posix_fallocate, iter([False, True])
 
     def full_at_the_second(*arguments: Any) -> None:
         if next(calls):
             raise OSError(28, "No space left on device")
         fallocate(*arguments)
 
-    monkeypatch.setattr(packing.os, "posix_fallocate", full_at_the_second)
+    monkeypatch.setattr(os, "posix_fallocate", full_at_the_second)
 
     with pytest.raises(TransferError):
         pack([torch.ones(2**16), torch.zeros(2**16)], folder)
@@ -390,7 +399,14 @@ def test_a_value_that_fails_half_way_leaves_no_file(
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"), (3 * 2**40, "3072.0 GiB")]
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (2**20, "1.0 MiB"),
+        (3 * 2**40, "3072.0 GiB"),
+    ],
 )
 def test_sizes_are_said_as_a_reader_would(size: int, text: str) -> None:
     assert readable_size(size) == text
@@ -400,7 +416,7 @@ def test_sizes_are_said_as_a_reader_would(size: int, text: str) -> None:
 
 
 def without_torch(code: str, value: Any) -> str:
-    """Run *code* in a fresh Python, with *value* packed as ``header, buffers``; return its words."""
+    """Run *code* in a fresh Python, *value* packed as ``header, buffers``; return its words."""
     packed = pack(value, None)
     prelude = (
         "import pickle, sys\nfrom nbdist.packing import unpack\n"
@@ -418,15 +434,16 @@ def without_torch(code: str, value: Any) -> str:
 
 
 def test_a_notebook_without_torch_stays_without_it() -> None:
-    code = "x = unpack(header, buffers, None, tensor_from)\nprint(x['w'].tolist(), x['w'].torch_dtype)"
+    code = (
+        "x = unpack(header, buffers, None, tensor_from)\nprint(x['w'].tolist(), x['w'].torch_dtype)"
+    )
 
     assert without_torch(code, {"w": torch.ones(2, dtype=torch.bfloat16)}) == "[1.0, 1.0] bfloat16"
 
 
 def test_a_class_of_torch_is_refused_where_torch_is_not_imported() -> None:
     code = (
-        "try: unpack(header, buffers, None, tensor_from)\n"
-        "except TransferError as exc: print(exc)"
+        "try: unpack(header, buffers, None, tensor_from)\nexcept TransferError as exc: print(exc)"
     )
 
     words = without_torch(code, torch.nn.Linear(2, 2))
@@ -442,8 +459,7 @@ def test_a_class_that_is_not_known_here_is_an_error_that_names_it(
     monkeypatch.setitem(sys.modules, "only_there", module)
     exec("class Local: pass", vars(module))
     code = (
-        "try: unpack(header, buffers, None, tensor_from)\n"
-        "except TransferError as exc: print(exc)"
+        "try: unpack(header, buffers, None, tensor_from)\nexcept TransferError as exc: print(exc)"
     )
 
     words = without_torch(code, module.Local())

@@ -125,7 +125,9 @@ def test_the_agent_s_orders_are_plain_json() -> None:
 
 
 def test_both_sides_can_import_it_at_no_cost() -> None:
-    code = "import nbdist.wire, sys; print([m for m in ('torch', 'numpy', 'zmq') if m in sys.modules])"
+    code = (
+        "import nbdist.wire, sys; print([m for m in ('torch', 'numpy', 'zmq') if m in sys.modules])"
+    )
 
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 

@@ -27,13 +27,18 @@ def facts(session: Any) -> dict[str, Any]:
     }
 
 
+def say(found: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+
+
 def main(nproc: int, how: str) -> None:
     try:
         session = nbdist.start(nproc=nproc, device="cpu")
     except nbdist.NbdistError as exc:
-        print(json.dumps({"error": f"{type(exc).__name__}: {exc}"}), flush=True)
+        say({"error": f"{type(exc).__name__}: {exc}"})
         return
-    print(json.dumps(facts(session)), flush=True)
+    say(facts(session))
     if how == "stay":
         sys.stdin.read()
     elif how == "crash":

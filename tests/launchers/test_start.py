@@ -75,7 +75,8 @@ def close(process: subprocess.Popen[str]) -> None:
 def test_two_sessions_with_one_configuration_are_alike_to_the_bit() -> None:
     code = (
         "import random, numpy as np\n"
-        "(torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), torch.randn(9).sum().item())"
+        "(torch.rand(3).tolist(), torch.randn(9).sum().item(), np.random.rand(3).tolist(), "
+        "random.random())"
     )
     found = []
     for _ in range(2):
@@ -205,7 +206,7 @@ def test_a_rank_that_dies_on_the_way_ends_the_start_with_its_code_and_words(
         "    os.write(2, b'rank one cannot go on\\n'); os._exit(9)\n"
         "import nbdist.rank.engine as engine\n"
         "join = engine.join\n"
-        "engine.join = lambda spec, rank, address: doomed() if rank == 1 else join(spec, rank, address)\n"
+        "engine.join = lambda spec, rank, at: doomed() if rank == 1 else join(spec, rank, at)\n"
     )
     path = poison(tmp_path, code)
 
@@ -307,7 +308,7 @@ needs_unshare = pytest.mark.skipif(not can_unshare(), reason="needs root and uns
 
 
 def inside(script: str) -> tuple[str, ...]:
-    """Return the command that runs the words after it in namespaces of their own, after *script*."""
+    """Return a command that runs *script* and the words after it in namespaces of their own."""
     return ("unshare", "-m", "-u", "sh", "-c", f'{script}; exec "$@"', "sh")
 
 

@@ -178,13 +178,15 @@ class Notebook:
         """Run one cell to its end."""
         return self.begin(code, answers=answers, page=page).finish(timeout_s=timeout_s)
 
-    def begin(self, code: str, *, answers: Sequence[str] | None = None, page: bool = False) -> RunningCell:
+    def begin(
+        self, code: str, *, answers: Sequence[str] | None = None, page: bool = False
+    ) -> RunningCell:
         """Send one cell.
 
         Args:
             code: Its source.
-            answers: What the user types when ``input()`` asks, then nothing more; ``None`` stands for
-                a front end that cannot ask.
+            answers: What the user types when ``input()`` asks, then nothing more; ``None`` stands
+                for a front end that cannot ask.
             page: Send the id of the cell along, as JupyterLab does.
         """
         client = self._client
@@ -203,7 +205,7 @@ class Notebook:
         return running
 
     def value(self, expression: str) -> Any:
-        """Return the value of a literal-valued *expression* in the kernel, leaving no trace there."""
+        """Return the value of *expression*, a literal, in the kernel; it leaves no trace there."""
         message_id = self._client.execute(
             "", silent=True, store_history=False, user_expressions={"it": expression}
         )

@@ -1,4 +1,4 @@
-"""What a person at a real notebook gets: a real kernel, real ranks, a front end made of messages."""
+"""What a person at a notebook gets: a real kernel, real ranks, a front end made of messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -231,7 +232,9 @@ def test_a_cell_may_run_here_as_well(notebook: Notebook) -> None:
 
 
 def test_ranks_of_a_cell_may_ask_the_user(notebook: Notebook) -> None:
-    cell = notebook.run("%%dist\nname = input('who? ') if rank == 1 else None\nname", answers=["Ada"])
+    cell = notebook.run(
+        "%%dist\nname = input('who? ') if rank == 1 else None\nname", answers=["Ada"]
+    )
 
     assert cell.status == "ok"
     assert [content["prompt"] for content in cell.of_kind("input_request")] == ["[rank1] who? "]
@@ -294,7 +297,9 @@ def test_the_same_cell_gives_the_same_bytes(notebook: Notebook) -> None:
 
 def test_a_reply_is_not_overtaken_by_its_output(notebook: Notebook) -> None:
     for turn in range(30):
-        cell = notebook.run(f"%%dist\nprint('x' * 100 + '{turn}', flush=True)\nimport os; os.write(1, b'y')\n{turn}")
+        cell = notebook.run(
+            f"%%dist\nprint('x' * 100 + '{turn}', flush=True)\nimport os; os.write(1, b'y')\n{turn}"
+        )
 
         assert cell.display.count("x" * 100) == 1
         assert cell.display.endswith(str(turn))
@@ -344,7 +349,9 @@ def test_the_stop_button_ends_a_cell_and_the_next_one_works(
     notebook: Notebook, tmp_path: Path, code: str
 ) -> None:
     pids = ranks_of(notebook)
-    running = notebook.begin(f"%%dist\nopen(f'{tmp_path}/{{rank}}', 'w').close()\n{code}", answers=[])
+    running = notebook.begin(
+        f"%%dist\nopen(f'{tmp_path}/{{rank}}', 'w').close()\n{code}", answers=[]
+    )
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to reach the cell")
 
     notebook.interrupt()
@@ -356,28 +363,36 @@ def test_the_stop_button_ends_a_cell_and_the_next_one_works(
     assert ranks_of(notebook) == pids
 
 
-def test_the_stop_button_at_any_moment_ends_in_a_working_notebook(notebook: Notebook) -> None:
+def test_a_stop_soon_after_the_send_is_not_lost(notebook: Notebook, tmp_path: Path) -> None:
+    # Earlier than the ranks begin is out of reach: ipykernel loses a cell that is interrupted
+    # before its code has the floor.
     pids = ranks_of(notebook)
     for turn in range(20):
-        running = notebook.begin("%%dist\nimport time; time.sleep(600)")
-        if turn % 2:
-            time.sleep(0.002 * turn)  # not a wait: another moment each time
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        running = notebook.begin(
+            f"%%dist\nopen(f'{folder}/{{rank}}', 'w').close()\nwhile True: pass"
+        )
+        wait_until(partial(any_file_in, folder), "a rank to begin")
+        time.sleep(0.0005 * turn)  # another moment each time
 
-        while True:
-            notebook.interrupt()
-            try:
-                cell = running.finish(timeout_s=1.5)
-                break
-            except TimeoutError:
-                continue  # the signal came before the kernel had begun the cell
+        notebook.interrupt()
+        cell = running.finish(timeout_s=10)
 
-        assert cell.status == "error"
+        assert cell.error.startswith("CellStopped")
     assert notebook.run("%%dist\nrank * 0").display == "[ranks 0, 1] 0"
     assert ranks_of(notebook) == pids
 
 
+def any_file_in(folder: Path) -> bool:
+    return any(folder.iterdir())
+
+
 def test_a_stopped_pull_leaves_a_working_notebook(notebook: Notebook, tmp_path: Path) -> None:
-    notebook.run(f"%%dist\ndef slow():\n    import time, pathlib\n    pathlib.Path(f'{tmp_path}/{{rank}}').touch()\n    time.sleep(600)")
+    notebook.run(
+        "%%dist\nimport pathlib, time\ndef slow():\n"
+        f"    pathlib.Path(f'{tmp_path}/{{rank}}').touch()\n    time.sleep(600)"
+    )
     running = notebook.begin("%dist pull slow() -o never")
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to reach the function")
 
@@ -490,7 +505,9 @@ def listeners() -> list[tuple[str, str]]:
             address, inode = words[1].partition(":")[0], words[9]
             if words[3] == "0A":
                 # groups of four bytes, each group in the order of this machine
-                groups = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                groups = [
+                    bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)
+                ]
                 found.append((socket.inet_ntop(family, b"".join(groups)), inode))
     return found
 

@@ -1,4 +1,4 @@
-"""A rank dies: the cell says so, the others keep all, and nothing is left when the session stops."""
+"""A rank dies: the cell says so, the others keep all, and nothing is left after a stop."""
 
 from __future__ import annotations
 
@@ -199,8 +199,8 @@ def test_a_stop_ends_ranks_that_are_busy_stopped_or_deaf(run_folder: Path, tmp_p
 def test_what_a_cell_started_in_the_background_ends_with_the_session(run_folder: Path) -> None:
     with ranks(1) as session:
         code = (
-            "import subprocess\n"
-            "[subprocess.Popen(['sleep', '600'], start_new_session=new).pid for new in (False, True)]"
+            "from subprocess import Popen\n"
+            "[Popen(['sleep', '600'], start_new_session=new).pid for new in (False, True)]"
         )
         [background] = [list(map(psutil.Process, found)) for found in values(session, code)]
 

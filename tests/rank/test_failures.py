@@ -69,7 +69,9 @@ def test_lines_of_a_file_of_the_user_are_neither_cell_nor_library(tmp_path: Any)
 
 
 def test_raise_from_is_a_cause_and_handling_is_a_context() -> None:
-    cause = failed("try:\n    1 / 0\nexcept ZeroDivisionError as exc:\n    raise ValueError('v') from exc")
+    cause = failed(
+        "try:\n    1 / 0\nexcept ZeroDivisionError as exc:\n    raise ValueError('v') from exc"
+    )
     context = failed("try:\n    1 / 0\nexcept ZeroDivisionError:\n    raise ValueError('v')")
 
     for error, link in ((cause, "cause"), (context, "context")):
@@ -81,7 +83,9 @@ def test_raise_from_is_a_cause_and_handling_is_a_context() -> None:
 
 
 def test_raise_from_none_hides_what_came_before() -> None:
-    assert failed("try:\n    1 / 0\nexcept Exception:\n    raise ValueError from None").cause is None
+    assert (
+        failed("try:\n    1 / 0\nexcept Exception:\n    raise ValueError from None").cause is None
+    )
 
 
 def test_errors_that_cause_each_other_in_a_circle_are_told_once() -> None:

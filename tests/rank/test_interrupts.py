@@ -28,7 +28,9 @@ def press() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def run(interrupts: Interrupts, cell: Callable[[], Coroutine[Any, Any, Any]], name: str = "c1") -> Any:
+def run(
+    interrupts: Interrupts, cell: Callable[[], Coroutine[Any, Any, Any]], name: str = "c1"
+) -> Any:
     async def handler() -> Any:
         interrupts.enter(name)
         try:

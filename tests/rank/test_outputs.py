@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nbdist.rank.logs import RankLog
-from nbdist.rank.outputs import Recorder, RankStream, display_from, merge_text, scalar_of
+from nbdist.rank.outputs import RankStream, Recorder, display_from, merge_text, scalar_of
 from nbdist.wire import Clear, Display, Dropped, Output, Text
 from tests.waiting import wait_until
 

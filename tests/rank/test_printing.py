@@ -93,7 +93,8 @@ def test_warnings_and_logging_reach_the_cell(session: Session) -> None:
 
 
 def test_a_child_that_fills_stderr_does_not_block(session: Session) -> None:
-    code = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import sys; sys.stderr.write(\"x\" * 200_000)'])\nNone"
+    child = "import sys; sys.stderr.write('x' * 200_000)"
+    code = f"import subprocess, sys\n_ = subprocess.run([sys.executable, '-c', {child!r}])"
 
     assert printed(finished(session, code)).count("x") == 200_000
 
@@ -116,7 +117,10 @@ def test_text_of_a_forked_process_is_shown(session: Session) -> None:
 
 
 def test_text_of_a_thread_is_shown(session: Session) -> None:
-    code = "import threading\nt = threading.Thread(target=print, args=('thread',)); t.start(); t.join()"
+    code = (
+        "import threading\n"
+        "t = threading.Thread(target=print, args=('thread',)); t.start(); t.join()"
+    )
 
     assert printed(finished(session, code)) == "thread\n"
 
@@ -156,7 +160,8 @@ def test_bytes_that_are_no_text_do_not_harm(session: Session) -> None:
 
 
 def test_a_character_that_a_pipe_cuts_in_two_is_put_together(session: Session) -> None:
-    code = "import subprocess\nsubprocess.run(['sh', '-c', r\"printf '\\303'; sleep 0.3; printf '\\274'\"])\nNone"
+    child = r"printf '\303'; sleep 0.3; printf '\274'"
+    code = f"import subprocess\n_ = subprocess.run(['sh', '-c', {child!r}])"
 
     assert printed(finished(session, code)) == "ü"
 

@@ -11,8 +11,8 @@ import pytest
 
 from nbdist.errors import CellStopped
 from nbdist.sessions.session import Session
-from tests.sessions.driving import error, finished, pids, ranks, statuses, values
 from tests.processes import describe, is_running, wait_for_end
+from tests.sessions.driving import error, finished, pids, ranks, statuses, values
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks

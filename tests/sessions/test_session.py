@@ -102,7 +102,8 @@ def test_cells_that_were_sent_together_run_in_order(session: Session) -> None:
 
 def test_waiting_for_a_cell_can_be_given_up(session: Session, tmp_path: Path) -> None:
     run = session.run(
-        f"import pathlib, time\nwhile not pathlib.Path('{tmp_path}/go').exists(): time.sleep(0.01)\nrank"
+        "import pathlib, time\n"
+        f"while not pathlib.Path('{tmp_path}/go').exists(): time.sleep(0.01)\nrank"
     )
 
     assert run.wait(0.05) is False

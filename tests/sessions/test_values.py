@@ -89,7 +89,8 @@ def test_a_tensor_remembers_type_and_device_through_slices_and_copies() -> None:
     whole = tensor(np.array([0x3F80, 0x4000], np.uint16), "bfloat16")
 
     assert whole.tolist() == [1.0, 2.0]
-    for other in (whole[:1], whole.copy(), whole.reshape(2, 1), copy.deepcopy(whole)):
+    others: tuple[Any, ...] = (whole[:1], whole.copy(), whole.reshape(2, 1), copy.deepcopy(whole))
+    for other in others:
         assert (other.torch_dtype, other.device) == ("bfloat16", "cuda:1")
 
 
