@@ -20,7 +20,7 @@ import nbdist
 from nbdist import cli
 from nbdist.cli import lab, run, sessions
 from nbdist.errors import UsageError
-from nbdist.folder import SessionFolder
+from nbdist.folder import SessionFolder, boot_id
 from tests.processes import wait_for_end
 
 NBDIST = [sys.executable, "-m", "nbdist"]
@@ -418,8 +418,8 @@ def test_a_process_that_nbdist_did_not_write_down_is_never_ended(run_folder: Pat
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as bystander:
         folder = SessionFolder.create(run_folder)
         # Its number, with the start time of a process that had the number before.
-        line = f'{{"role": "rank 0", "pid": {bystander.pid}, "started": 1}}\n'
-        (folder.path / "processes.jsonl").write_text(line)
+        entry = {"role": "rank 0", "pid": bystander.pid, "started": 1, "boot": boot_id()}
+        (folder.path / "processes.jsonl").write_text(json.dumps(entry) + "\n")
 
         said = sessions.stop(folder)
 

@@ -78,11 +78,20 @@ class Cell:
 
 
 class RunningCell:
-    """A cell that was sent; its messages are collected when someone asks."""
+    """A cell that was sent; its messages are collected when someone asks.
 
-    def __init__(self, client: BlockingKernelClient, msg_id: str, answers: Sequence[str]) -> None:
+    Args:
+        client: Where they come in.
+        cells: All cells that were sent through *client*, by the id of their message: whoever asks
+            first takes in what belongs to the others as well.
+        answers: What the user types.
+    """
+
+    def __init__(
+        self, client: BlockingKernelClient, cells: dict[str, RunningCell], answers: Sequence[str]
+    ) -> None:
         self._client = client
-        self._msg_id = msg_id
+        self._cells = cells
         self._answers = list(answers)
         self._outputs: list[tuple[str, Content]] = []
         self._reply: Content = {}
@@ -122,12 +131,12 @@ class RunningCell:
                 raise TimeoutError(f"the cell is not over after {timeout_s} s: {self._outputs}")
             for channel in channels:
                 if channel.socket in ready:
-                    self._take(channel.get_msg(timeout=1))
+                    message = channel.get_msg(timeout=1)
+                    if cell := self._cells.get(message["parent_header"].get("msg_id")):
+                        cell._take(message)
                     yield
 
     def _take(self, message: Mapping[str, Any]) -> None:
-        if message["parent_header"].get("msg_id") != self._msg_id:
-            return
         kind, content = message["header"]["msg_type"], message["content"]
         if kind == "execute_reply":
             self._reply = content
@@ -163,6 +172,7 @@ class Notebook:
         self.pid: int = self.value("__import__('os').getpid()")
 
     def _connect(self) -> None:
+        self._cells: dict[str, RunningCell] = {}
         self._client: BlockingKernelClient = self._manager.client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=PATIENCE_S)
@@ -200,16 +210,19 @@ class Notebook:
         }
         metadata = {"cellId": str(uuid.uuid4())} if page else {}
         message = client.session.msg("execute_request", content, metadata=metadata)
-        running = RunningCell(client, message["header"]["msg_id"], answers or ())
+        running = RunningCell(client, self._cells, answers or ())
+        self._cells[message["header"]["msg_id"]] = running
         client.shell_channel.send(message)
         return running
 
     def value(self, expression: str) -> Any:
         """Return the value of *expression*, a literal, in the kernel; it leaves no trace there."""
+        running = RunningCell(self._client, self._cells, ())
         message_id = self._client.execute(
             "", silent=True, store_history=False, user_expressions={"it": expression}
         )
-        cell = RunningCell(self._client, message_id, ()).finish()
+        self._cells[message_id] = running
+        cell = running.finish()
         found = cell.reply["user_expressions"]["it"]
         assert found["status"] == "ok", found
         return ast.literal_eval(found["data"]["text/plain"])

@@ -287,6 +287,35 @@ def test_a_page_sees_the_lines_of_a_long_cell_while_it_runs(
     assert cell.display == "[rank0] working"
 
 
+def test_a_figure_of_a_rank_is_an_image_in_the_final_output(notebook: Notebook) -> None:
+    cell = notebook.run(
+        "%%dist 0\nimport matplotlib.pyplot as plt\n_ = plt.plot([1, 2])\nplt.show()"
+    )
+
+    assert cell.status == "ok"
+    [content] = cell.of_kind("display_data")
+    assert "data:image/png;base64," in content["data"]["text/html"]
+
+
+def test_updates_and_clears_of_a_rank_are_carried_out(notebook: Notebook) -> None:
+    cell = notebook.run(
+        "%%dist 0\nfrom IPython.display import clear_output\nprint('gone')\nclear_output()\n"
+        "handle = display('first', display_id=True)\nhandle.update('second')\nprint('stays')"
+    )
+
+    assert cell.display == "[rank0] 'second'\n[rank0] stays"
+
+
+def test_the_first_cell_after_a_start_is_not_lost(own_notebook: Notebook) -> None:
+    own_notebook.run("%dist stop")
+
+    started = own_notebook.begin("%dist start -n 2 device=cpu")
+    first = own_notebook.begin("%%dist\nprint('the first')")
+
+    assert started.finish().status == "ok"
+    assert first.finish().display == "[ranks 0, 1] the first"
+
+
 def test_the_same_cell_gives_the_same_bytes(notebook: Notebook) -> None:
     code = "%%dist\nprint('p', rank)\ntorch.manual_seed(0); torch.rand(2)"
 

@@ -136,6 +136,11 @@ def test_a_run_that_nobody_holds_goes_on_and_is_forgotten(session: Session) -> N
     wait_until(lambda: forgotten() is None, "the run to be let go")
 
 
+def test_a_cell_may_take_longer_than_half_a_minute(session: Session) -> None:
+    # Where others give up. The one test that lets time pass: nothing shorter would show it.
+    assert list(session.run("import time; time.sleep(31); rank").result(50)) == [0, 1, 2]
+
+
 # Values ------------------------------------------------------------------------------------------
 
 
