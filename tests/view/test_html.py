@@ -23,7 +23,8 @@ from tests.view.build import (
 # What JupyterLab's sanitiser keeps of inline styles; it knows no var(), rgba() or inherit.
 SAFE_VALUE = re.compile(r"#[0-9a-f]{6}([0-9a-f]{2})?|-?[\d.]+(px|%)?|[a-z-]+")
 PRE = (
-    "margin:0;padding:0;border:0;background:transparent;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;"
+    "margin:0;padding:0;border:0;background:transparent;"
+    "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;"
 )
 
 
