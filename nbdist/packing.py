@@ -71,8 +71,7 @@ class ValueFolder:
         path = self._place(data.nbytes) / secrets.token_hex(8)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.posix_fallocate(fd, 0, data.nbytes)  # a full /dev/shm fails here, not as a SIGBUS
-            rest = data.cast("B")
+            rest = data.cast("B")  # written, not mapped: a full /dev/shm is an error, not a SIGBUS
             while rest:
                 rest = rest[os.write(fd, rest) :]
         except OSError as exc:
