@@ -175,7 +175,10 @@ def _launch(session: Processes, config: Config) -> None:
     # The agent first: nothing takes as long as its import of torch.
     session.cluster.start_engines_sync(n=plan.nproc, output_file=log)
     session.cluster.start_controller_sync()
-    session.controller = folder.record_birth("controller", session.cluster.controller.pid)
+    try:
+        session.controller = folder.record_birth("controller", session.cluster.controller.pid)
+    except ProcessLookupError:
+        raise LaunchError(_controller_failed(folder)) from None
 
 
 def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) -> None:
@@ -188,8 +191,12 @@ def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) ->
     Raises:
         LaunchError: A process ended or did not come. The caller stops the rest.
     """
-    agent = ProcessId.of(session.cluster.engine_set.pid)
-    session.link.connect(is_agent_alive=lambda: agent.is_alive, timeout_s=START_TIMEOUT_S)
+    try:
+        agent = ProcessId.of(session.cluster.engine_set.pid)
+        session.link.connect(is_agent_alive=lambda: agent.is_alive, timeout_s=START_TIMEOUT_S)
+    except (LaunchError, ProcessLookupError) as exc:
+        session.failure = str(exc)
+        raise LaunchError(_agent_failed(session)) from exc
     on_progress("importing torch")
     nproc = session.plan.nproc
     deadline = time.monotonic() + START_TIMEOUT_S
