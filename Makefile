@@ -30,7 +30,7 @@ NOTEBOOK := notebooks/01-start.ipynb
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-notebooks bench clean
+.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,7 +91,10 @@ test-quick: $(STAMP) ## the tests that start no rank: seconds
 	$(PYTEST) -m 'not ranks'
 
 test-ranks: $(STAMP) ## the tests with real ranks
-	$(PYTEST) -m ranks
+	$(PYTEST) -m 'ranks and not recovery'
+
+test-recovery: $(STAMP) ## guard and lifeline with real ranks: not part of `test` until sessions use them
+	$(PYTEST) -m recovery
 
 # The plugin is named because tests/conftest.py is out of pytest's sight from here.
 test-notebooks: $(STAMP) ## the tutorials, each output compared with the saved one

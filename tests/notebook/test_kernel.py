@@ -40,7 +40,8 @@ def own_notebook(run_folder: Path) -> Iterator[Notebook]:
 def start_ranks(notebook: Notebook) -> None:
     assert notebook.run("%load_ext nbdist").status == "ok"
     started = notebook.run("%dist start -n 2 device=cpu")
-    assert started.status == "ok", started
+    if started.status != "ok":
+        pytest.fail(f"the ranks did not start:\n{started.error}")
 
 
 def ranks_of(notebook: Notebook) -> list[psutil.Process]:

@@ -95,7 +95,14 @@ def commands(session: Session, word: str) -> list[psutil.Process]:
     """Return the living processes below the ranks whose command line has *word*."""
     ranks = [psutil.Process(pid) for pid in pids(session)]
     below = [process for rank in ranks for process in rank.children(recursive=True)]
-    return [process for process in below if is_running(process) and word in process.cmdline()]
+    return [process for process in below if has_word(process, word)]
+
+
+def has_word(process: psutil.Process, word: str) -> bool:
+    try:
+        return is_running(process) and word in process.cmdline()
+    except psutil.NoSuchProcess:  # it has ended between the two questions
+        return False
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.003, 0.01, 0.03, 0.1])

@@ -1,0 +1,97 @@
+"""Stand in front of every collective of torch: one Python kernel per operator of ``c10d``.
+
+    dist.*, DDP's reducer, FSDP2, DTensor, functional ──▶ c10d operator ──▶ hook ──▶ native group
+
+The hook hands each call to one listener (the guard) and sends it to the group that stands in for
+the one named, where there is one (the lifeline's, after a rebuild). One such set per process.
+
+Not seen: calls on a backend object itself, and store operations (rendezvous, `new_group`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from nbdist.runtime import torch_private
+from nbdist.runtime.signature import NAMES
+from nbdist.runtime.torch_private import ProcessGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an operator.
+
+    Attributes:
+        op: Name of the operator in torch's ``c10d`` library.
+        group: The group that was named by the caller.
+        args: The arguments by name, those left to their defaults missing.
+    """
+
+    op: str
+    group: ProcessGroup
+    args: Mapping[str, Any]
+
+
+Issue = Callable[[], Any]
+Listener = Callable[[Call, Issue], Any]
+
+
+class Hooks:
+    """The kernels; passive until `install`."""
+
+    def __init__(self) -> None:
+        self.listener: Listener | None = None
+        self._stand_ins: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
+        self._library: Any = None
+
+    def __repr__(self) -> str:
+        state = "installed" if self._library is not None else "not installed"
+        return f"<Hooks {state}, {len(self._stand_ins)} groups stood in for>"
+
+    def install(self) -> None:
+        """See every collective from now on; a second call does nothing."""
+        if self._library is not None:
+            return
+        self._library = torch.library.Library("c10d", "IMPL")
+        below = torch_private.keys_below_hook()
+        for name in NAMES:
+            op = torch_private.operator(name)
+            if op is not None:  # a torch without this operator has no such collective
+                torch_private.hook(self._library, name, self._kernel(name, op, below))
+
+    def stand_in(self, group: ProcessGroup, replacement: ProcessGroup | None) -> None:
+        """Send the calls of *group* to *replacement* from now on; to itself again for ``None``."""
+        if replacement is None:
+            self._stand_ins.pop(group, None)
+        else:
+            self._stand_ins[group] = replacement
+
+    def in_use(self, group: ProcessGroup) -> ProcessGroup:
+        """Return the group that the calls of *group* go to."""
+        return self._stand_ins.get(group, group)
+
+    def _kernel(self, name: str, op: Any, below: Any) -> Callable[..., Any]:
+        names = torch_private.argument_names(op)
+        place = names.index("process_group")
+
+        def kernel(keys: Any, *args: Any, **kwargs: Any) -> Any:
+            group = torch_private.unbox(args[place])
+            replacement = self._stand_ins.get(group)
+            sent = args
+            if replacement is not None:
+                sent = (*args[:place], replacement.boxed(), *args[place + 1 :])
+            if self.listener is None:
+                return op.redispatch(keys & below, *sent, **kwargs)
+            call = Call(name, group, {**dict(zip(names, args, strict=False)), **kwargs})
+            return self.listener(call, lambda: op.redispatch(keys & below, *sent, **kwargs))
+
+        return kernel
+
+
+#: torch has one set of operators per process, so there is one set of hooks.
+hooks = Hooks()

@@ -1,0 +1,71 @@
+"""Free this rank from a native call that a failed peer has left it in.
+
+    table: somebody will not come ──▶ does a native call here wait for it? ──▶ lifeline: abort
+
+Asynchronous calls pass the guard without waiting, so a rank can be in the native half of one when a
+peer fails; nothing but the end of its connections frees it. Whether it is can be told exactly: it
+has issued a call that the peer has not issued, and will not. Ranks that wait in the guard are freed
+by the guard itself, and their groups stay as they are.
+
+Not covered: a call that both have issued and one of them left; the monitor sees that as a hang.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from nbdist.runtime.guard import Guard
+from nbdist.runtime.lifeline import Lifeline
+from nbdist.runtime.table import Cancellation
+
+SETTLE_S = 0.002  # the failed rank's last call may be on its way from the guard to the group
+LOOK_AGAIN_S = 0.05
+IDLE_S = 1.0
+
+
+class Rescue:
+    """A daemon thread that sleeps until somebody fails; `close` stops it."""
+
+    def __init__(self, guard: Guard, lifeline: Lifeline) -> None:
+        self._guard = guard
+        self._lifeline = lifeline
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="nbdist-rescue", daemon=True)
+
+    def __repr__(self) -> str:
+        return f"<Rescue of rank {self._guard.rank}, {'closed' if self.is_closed else 'watching'}>"
+
+    def start(self) -> None:
+        """Watch from now on."""
+        self._thread.start()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody watches any more."""
+        return self._is_closed.is_set()
+
+    def close(self) -> None:
+        """Watch no more; may be called twice."""
+        self._is_closed.set()
+
+    def _run(self) -> None:
+        table, handled = self._guard.table, 0
+        while not self.is_closed:
+            if not table.wait_for_cancel(self._guard.cut, IDLE_S):
+                continue
+            generation = self._lifeline.generation
+            self._is_closed.wait(SETTLE_S)
+            for cancellation in self._guard.cancellations():
+                # Once for each: the groups may be new ones before the ranks have agreed to go on.
+                if cancellation.stamp > handled and self._needs_abort(cancellation):
+                    handled = cancellation.stamp
+                    self._lifeline.abort(cancellation.reason, generation=generation)
+                    break
+            self._is_closed.wait(LOOK_AGAIN_S)
+
+    def _needs_abort(self, cancellation: Cancellation) -> bool:
+        if self._lifeline.aborted is not None or cancellation.of is None:
+            return False
+        if cancellation.of == self._guard.rank:
+            return False
+        return cancellation.kind == "died" or self._guard.has_unmatched(cancellation.of)

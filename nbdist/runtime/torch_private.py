@@ -1,0 +1,373 @@
+"""Every private name of torch that guard and lifeline need, in one place.
+
+Read in torch 2.13.0. `probe` says which of them this torch has; without some nbdist still runs:
+
+    guard hooks       no collective is looked at before it runs: mismatches hang or kill as in torch
+    socket abort      a rank stuck in a native call ends only when its process is replaced
+    in-place rebuild  after an abort only `%dist restart` gives working groups again
+    module reset      a DDP or FSDP2 module must be made anew after a failed step
+
+No other module of nbdist touches these names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import distributed_c10d as c10d
+
+READ_IN = "2.13.0"
+
+ProcessGroup = c10d.ProcessGroup
+Store = c10d.Store
+
+
+@dataclass(frozen=True)
+class Support:
+    """What this torch allows.
+
+    Attributes:
+        version: Of torch.
+        guard: Kernels can be put in front of every collective.
+        abort: The sockets of a group can be told from others, and shut down.
+        rebuild: Another group can stand in for one that is broken.
+        reset: DDP and FSDP2 modules can be made to forget a half-done step.
+        missing: The names that are not there.
+    """
+
+    version: str
+    guard: bool
+    abort: bool
+    rebuild: bool
+    reset: bool
+    missing: tuple[str, ...] = ()
+
+
+def probe(names: Sequence[tuple[str, str]] | None = None) -> Support:
+    """Say which abilities this torch has; changes nothing.
+
+    Args:
+        names: (ability, name) of what is looked for; all that this module uses when ``None``.
+    """
+    wanted = names if names is not None else _wanted()
+    missing = [(ability, name) for ability, name in wanted if not _exists(name)]
+    lacking = {ability for ability, _ in missing}
+    return Support(
+        version=torch.__version__,
+        guard="guard" not in lacking,
+        abort="abort" not in lacking and Path("/proc/self/fd").is_dir(),
+        rebuild=not {"guard", "rebuild"} & lacking,
+        reset="reset" not in lacking,
+        missing=tuple(name for _, name in missing),
+    )
+
+
+def _wanted() -> list[tuple[str, str]]:
+    group = "distributed.distributed_c10d.ProcessGroup"
+    return [
+        *(("guard", f"ops.c10d.{name}.default") for name in ("allreduce_", "broadcast_", "send")),
+        ("guard", "_C._dispatch_keyset_full_after"),
+        ("guard", "_C.DispatchKey.BackendSelect"),
+        ("guard", f"{group}.unbox"),
+        ("abort", "distributed.distributed_c10d._new_process_group_helper"),
+        ("abort", "distributed.distributed_c10d._world.pg_map"),
+        ("rebuild", f"{group}.boxed"),
+        ("rebuild", f"{group}._set_group_desc"),
+        ("rebuild", f"{group}._register_backend"),
+        ("rebuild", f"{group}._set_default_backend"),
+        ("rebuild", f"{group}._set_group_name"),
+        ("rebuild", f"{group}._get_backend"),
+        ("rebuild", "distributed.distributed_c10d.ProcessGroupGloo._Options"),
+        ("rebuild", "distributed.distributed_c10d._world.pg_names"),
+        ("rebuild", "distributed.distributed_c10d._world.pg_group_ranks"),
+        ("reset", "nn.parallel.DistributedDataParallel._update_process_group"),
+        ("reset", "distributed.fsdp.FSDPModule.reset_iter_state"),
+        ("reset", "distributed.fsdp.FSDPModule._get_fsdp_state"),
+        ("reset", "distributed._composable_state._module_state_mapping"),
+    ]
+
+
+def _exists(name: str) -> bool:
+    import torch.distributed._composable_state
+    import torch.distributed.fsdp
+    import torch.nn.parallel
+
+    found: Any = torch
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except (AttributeError, RuntimeError):
+            return False
+    return True
+
+
+# In front of the operators of c10d --------------------------------------------------------------
+
+#: Always consulted, also for inference tensors, which ADInplaceOrView does not see.
+HOOK_KEY = "BackendSelect"
+
+Kernel = Callable[..., Any]
+
+
+def operator(name: str) -> Any:
+    """Return the operator of torch's ``c10d`` library called *name*, or ``None``."""
+    return getattr(getattr(torch.ops.c10d, name, None), "default", None)
+
+
+def argument_names(op: Any) -> tuple[str, ...]:
+    """Return the names of an operator's arguments, in order."""
+    return tuple(argument.name for argument in op._schema.arguments)
+
+
+def hook(library: Any, name: str, kernel: Kernel) -> None:
+    """Let *kernel* be called with (key set, arguments) for operator *name*."""
+    library.impl(name, kernel, HOOK_KEY, with_keyset=True)
+
+
+def keys_below_hook() -> Any:
+    """Return the dispatch keys that come after our hook."""
+    return torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+
+
+def unbox(boxed: Any) -> ProcessGroup:
+    """Return the process group that an operator got as an argument."""
+    return boxed if isinstance(boxed, ProcessGroup) else ProcessGroup.unbox(boxed)
+
+
+def is_real(value: Any) -> bool:
+    """Say whether *value* is a tensor with data: neither traced nor on the meta device."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return (
+        isinstance(value, torch.Tensor)
+        and not isinstance(value, FakeTensor)
+        and value.device.type != "meta"
+    )
+
+
+#: `dist.send` and `dist.recv` are isend and irecv, then a wait; only the frame tells them apart.
+_BLOCKING_CODES: frozenset[CodeType] = frozenset(
+    inspect.unwrap(function).__code__ for function in (c10d.send, c10d.recv)
+)
+_BLOCKING_DEPTH = 8
+
+
+def is_blocking_message(frame: Any) -> bool:
+    """Say whether *frame* was called by `dist.send` or `dist.recv`, which wait for their peer."""
+    for _ in range(_BLOCKING_DEPTH):
+        if frame is None:
+            return False
+        if frame.f_code in _BLOCKING_CODES:
+            return True
+        frame = frame.f_back
+    return False
+
+
+# Groups -----------------------------------------------------------------------------------------
+
+
+def living_groups() -> list[ProcessGroup]:
+    """Return the groups that this process is in, the world first, the others as they were made."""
+    world = c10d.GroupMember.WORLD
+    groups = [group for group in c10d._world.pg_map if group is not world]
+    return groups if world is None else [world, *groups]
+
+
+def is_living(group: ProcessGroup) -> bool:
+    """Say whether *group* has not been destroyed."""
+    return group in c10d._world.pg_map
+
+
+def group_ranks(group: ProcessGroup) -> tuple[int, ...] | None:
+    """Return the ranks of *group* in the world in its order; ``None`` for a group unknown here."""
+    ranks = c10d._world.pg_group_ranks.get(group)
+    return None if ranks is None else tuple(sorted(ranks, key=ranks.__getitem__))
+
+
+def group_backends(group: ProcessGroup) -> dict[str, str]:
+    """Return the backend of each device type: ``{"cpu": "gloo"}``; empty where unknown."""
+    config = c10d._world.pg_backend_config.get(group, "")
+    pairs = (pair.partition(":") for pair in str(config).split(",") if pair)
+    return {device: backend.lower() for device, _, backend in pairs}
+
+
+def group_timeout(group: ProcessGroup, device: torch.device) -> timedelta:
+    """Return after which time a call of *group* fails."""
+    timeout: timedelta = group._get_backend(device).options._timeout
+    return timeout
+
+
+def group_count() -> int:
+    """Return how many groups were made so far; torch names the next one after it."""
+    return int(c10d._world.group_count)
+
+
+def set_group_count(count: int) -> None:
+    """Let the next group be named after *count*."""
+    c10d._world.group_count = count
+
+
+def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
+    """Put *wrap* around the function that makes every group; return what takes it off again."""
+    original = c10d._new_process_group_helper
+    c10d._new_process_group_helper = wrap(original)
+
+    def undo() -> None:
+        c10d._new_process_group_helper = original
+
+    return undo
+
+
+def set_group_store(group: ProcessGroup, store: Store) -> None:
+    """Let torch use *store* for *group*, and for groups that are made from it."""
+    c10d._world.pg_map[group] = (c10d._world.pg_map[group][0], store)
+
+
+def make_group(group: ProcessGroup, store: Store) -> ProcessGroup:
+    """Make a group with the members, devices and default backend of *group*, still without any.
+
+    *store* has the prefixes that a fresh process uses, so that one may join with it.
+    """
+    fresh = ProcessGroup(store, group.rank(), group.size())
+    fresh._set_default_backend(_default_type(group))
+    if group.bound_device_id is not None:
+        fresh.bound_device_id = group.bound_device_id
+    return fresh
+
+
+def _default_type(group: ProcessGroup) -> Any:
+    is_nccl = "nccl" in group_backends(group).values()
+    return ProcessGroup.BackendType.NCCL if is_nccl else ProcessGroup.BackendType.GLOO
+
+
+def add_backend(fresh: ProcessGroup, group: ProcessGroup, name: str, backend: Any) -> None:
+    """Let *backend*, called *name*, carry in *fresh* the devices that such a one has in *group*."""
+    backend.options.group_name = group.group_name
+    backend.options.global_ranks_in_group = (
+        [] if group is c10d.GroupMember.WORLD else list(group_ranks(group) or ())
+    )
+    backend._set_sequence_number_for_group()
+    kind = getattr(ProcessGroup.BackendType, name.upper())
+    for device, carried_by in group_backends(group).items():
+        if carried_by == name:
+            fresh._register_backend(torch.device(device), kind, backend)
+
+
+def name_group(fresh: ProcessGroup, group: ProcessGroup) -> None:
+    """Give *fresh* the name of *group*; it lives on the backends, so they come first."""
+    fresh._set_group_name(group.group_name)
+    fresh._set_group_desc(group.group_desc)
+
+
+def backends_of(group: ProcessGroup, name: str) -> list[Any]:
+    """Return the backend objects of *group* that are called *name*, each once."""
+    carried = [d for d, backend in group_backends(group).items() if backend == name]
+    found = [group._get_backend(torch.device(device)) for device in carried]
+    return list({id(backend): backend for backend in found}.values())
+
+
+def make_gloo(store: Store, group: ProcessGroup, timeout: timedelta, connect: timedelta) -> Any:
+    """Connect a gloo backend with the members of *group*; returns when all have come."""
+    backend = c10d.ProcessGroupGloo(PrefixStore("cpu/", store), group.rank(), group.size(), connect)
+    backend.set_timeout(timeout)
+    return backend
+
+
+def make_nccl(store: Store, group: ProcessGroup, timeout: timedelta, _connect: timedelta) -> Any:
+    """Make an NCCL backend for the members of *group*; it connects at its first call."""
+    options = c10d.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return c10d.ProcessGroupNCCL(PrefixStore("cuda/", store), group.rank(), group.size(), options)
+
+
+def open_store(host: str, port: int, timeout: timedelta) -> Store:
+    """Connect to a TCPStore that another process keeps."""
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def first_device(group: ProcessGroup) -> torch.device:
+    """Return a device whose tensors *group* carries."""
+    return torch.device(next(iter(group_backends(group)), "cpu"))
+
+
+def prefix_store(prefix: str, store: Store) -> Store:
+    """Return *store* with *prefix* before every key."""
+    return PrefixStore(prefix, store)
+
+
+def replay_group(
+    name: str, ranks: Sequence[int], backend: str, description: str, timeout: timedelta
+) -> None:
+    """Make a group that the other ranks have already, under the name it has there."""
+    world = c10d._get_default_group()
+    group, _ = c10d._new_process_group_helper(
+        len(ranks),
+        ranks.index(world.rank()),
+        list(ranks),
+        backend,
+        c10d._world.pg_map[world][1],
+        c10d.GroupName(name),
+        timeout=timeout,
+        group_desc=description,
+    )
+    c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(ranks)}
+
+
+# Modules ----------------------------------------------------------------------------------------
+
+
+def watch_ddp(seen: Callable[[Any], None]) -> Callable[[], None]:
+    """Call *seen* with every DDP module once it is made; return what ends that."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    original = DistributedDataParallel.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        seen(self)
+
+    DistributedDataParallel.__init__ = init  # type: ignore[method-assign]
+
+    def undo() -> None:
+        DistributedDataParallel.__init__ = original  # type: ignore[method-assign]
+
+    return undo
+
+
+def fsdp_roots() -> list[Any]:
+    """Return the outermost FSDP2 modules that live."""
+    from torch.distributed._composable_state import _module_state_mapping
+    from torch.distributed.fsdp import FSDPModule
+
+    modules = [module for module in _module_state_mapping if isinstance(module, FSDPModule)]
+    return [module for module in modules if module._get_fsdp_state()._is_root]
+
+
+def reset_ddp(module: Any) -> None:
+    """Let a DDP module forget a half-done step."""
+    module._update_process_group(module.process_group)
+
+
+def reset_fsdp(root: Any) -> None:
+    """Let an FSDP2 module forget a half-done step, with all modules below it.
+
+    `reset_iter_state` leaves the gradients of parameters whose reduction had not begun (those of
+    the root come last), where `zero_grad` does not see them; they would be added to the next ones.
+    """
+    root.reset_iter_state()
+    for state in root._get_fsdp_state()._state_ctx.all_states:
+        for group in state._fsdp_param_groups:
+            for parameter in group.fsdp_params:
+                parameter.unsharded_accumulated_grad = None
+                if hasattr(parameter, "_unsharded_param"):
+                    parameter._unsharded_param.grad = None

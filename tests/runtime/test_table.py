@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nbdist.runtime import table as table_module
+from nbdist.runtime.table import ABANDONED, ASYNC, GroupKey, Record, Table
+
+WORLD = GroupKey("0", (0, 1))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[Table]:
+    with Table.create(tmp_path / "table", 2) as table:
+        yield table
+
+
+def record(key: int = 7, text: str = "all_reduce(float32[1], sum)") -> Record:
+    return Record(key, text, "In[3]:2", size_bytes=4)
+
+
+def test_the_file_is_this_users_alone(table: Table) -> None:
+    assert stat.S_IMODE(table.path.stat().st_mode) == 0o600
+
+
+def test_another_file_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(bytes(table_module.CHUNK_BYTES))
+
+    with pytest.raises(ValueError, match="no table"):
+        Table(tmp_path / "other")
+
+
+def test_a_table_may_be_closed_twice(table: Table) -> None:
+    table.close()
+    table.close()
+
+    assert "closed" in repr(table)
+
+
+# Posting ------------------------------------------------------------------------------------------
+
+
+def test_what_one_posts_the_other_reads(table: Table) -> None:
+    mine = table.slot(WORLD, 0)
+    sent = Record(7, "all_to_all", "In[1]:1", 40, ASYNC, 3, gives=(1, 2), takes=(3, -1))
+
+    seq = mine.post(0, sent)
+
+    with Table(table.path) as other:
+        theirs = other.slot(WORLD, 1)
+        assert (seq, theirs.seq(0), theirs.seq(1)) == (1, 1, 0)
+        assert theirs.record(0, 1) == sent
+        assert theirs.peek(0, 1) == (7, ASYNC)
+        assert theirs.record(0, 2) is None
+
+
+def test_a_ring_forgets_the_oldest(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    for key in range(slot.num_records + 1):
+        slot.post(0, record(key))
+
+    assert slot.record(0, 1) is None
+    assert slot.peek(0, 1) is None
+    assert slot.record(0, 2) == record(1)
+
+
+def test_long_texts_are_cut(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    slot.post(0, Record(1, "ä" * 500, "x" * 500))
+
+    read = slot.record(0, 1)
+
+    assert read is not None
+    assert read.text.endswith("...")
+    assert len(read.text.encode()) <= table_module.TEXT_BYTES
+    assert len(read.source) == table_module.SOURCE_BYTES
+
+
+def test_flags_are_added_later(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    slot.post(0, Record(1, "x", flags=ASYNC))
+    slot.flag(0, 1, ABANDONED)
+
+    assert slot.peek(0, 1) == (1, ASYNC | ABANDONED)
+
+
+def test_everybody_sees_who_waits_for_what(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    slot.post(0, record())
+
+    with Table(table.path) as other:
+        [group] = other.view()
+
+    first, second = group.members
+    assert (first.rank, first.phase, first.text, first.source) == (
+        0,
+        "waiting",
+        "all_reduce(float32[1], sum)",
+        "In[3]:2",
+    )
+    assert abs(first.since - time.time()) < 5
+    assert (second.seq, second.phase, second.text) == (0, "idle", "")
+
+
+# Slots --------------------------------------------------------------------------------------------
+
+
+def test_groups_of_one_name_but_other_ranks_have_slots_of_their_own(table: Table) -> None:
+    keys = [
+        GroupKey("1", (0,)),
+        GroupKey("1", (1,)),
+        GroupKey("1", (0, 1)),
+        GroupKey("1", (0, 1), incarnation=1),
+        GroupKey("1", (0, 1), kind="p2p"),
+    ]
+    slots = [table.slot(key, 0) for key in keys]
+
+    assert [slot.key for slot in slots] == keys
+    assert len(set(map(id, slots))) == len(keys)
+    assert table.slot(keys[2], 1) is slots[2]
+
+
+def test_there_is_room_for_any_number_of_groups(table: Table) -> None:
+    num_groups = table_module.CHUNK_BYTES // table.slot(WORLD, 0).size_bytes + 20
+    for number in range(num_groups):
+        table.slot(GroupKey(f"g{number}", (0, 1)), 0).post(0, record(number))
+
+    with Table(table.path) as other:
+        assert len(other.slots()) == num_groups + 1
+        last = other.slot(GroupKey(f"g{num_groups - 1}", (0, 1)), 1)
+        assert last.record(0, 1) == record(num_groups - 1)
+
+
+def test_a_slot_that_all_members_released_is_taken_over(table: Table) -> None:
+    first = table.slot(GroupKey("a", (0, 1)), 0)
+    table.slot(GroupKey("a", (0, 1)), 1)
+    first.post(0, record())
+    first.hold(0, is_held=False)
+
+    assert table.slot(GroupKey("b", (0, 1)), 0) is not first
+
+    first.hold(1, is_held=False)
+    third = table.slot(GroupKey("c", (0, 1)), 0)
+
+    assert third is first
+    assert (third.seq(0), third.record(0, 1)) == (0, None)
+    assert [group.key.name for group in table.view()] == ["c", "b"]
+
+
+def test_processes_that_come_at_once_agree_on_the_slots(table: Table) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_make_slots, args=(table.path, i)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(table.slots()) == 20
+    assert all(slot.seq(0) == slot.seq(1) == 1 for slot in table.slots())
+
+
+def _make_slots(path: Path, member: int) -> None:
+    with Table(path) as table:
+        for number in range(20):
+            table.slot(GroupKey(f"g{number}", (0, 1)), member).post(member, record())
+
+
+def test_large_groups_have_shorter_rings(tmp_path: Path) -> None:
+    with Table.create(tmp_path / "large", 256) as table:
+        slot = table.slot(GroupKey("0", tuple(range(256))), 255)
+        slot.post(255, Record(1, "x", gives=tuple(range(256)), takes=tuple(range(256))))
+        read = slot.record(255, 1)
+
+    assert slot.num_records < table_module.MAX_RECORDS
+    assert read is not None
+    assert read.gives == tuple(range(256))
+
+
+# Waiting ------------------------------------------------------------------------------------------
+
+
+def test_a_post_wakes_who_waits(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    word = slot.word
+    late: list[float] = []
+
+    def wait() -> None:
+        while slot.seq(1) == 0:
+            slot.wait(0, slot.word, 5)
+        late.append(time.perf_counter())
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    time.sleep(0.02)
+    posted = time.perf_counter()
+    slot.post(1, record())
+    waiter.join(5)
+
+    assert slot.word != word
+    assert late[0] - posted < 0.02
+
+
+def test_a_wait_on_an_old_word_ends_at_once(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    word = slot.word
+    slot.post(1, record())
+    started = time.perf_counter()
+    slot.wait(0, word, 5)
+
+    assert time.perf_counter() - started < 0.02
+
+
+def test_without_the_system_call_waiting_still_works(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_module, "_FUTEX_CALL", {})
+    with Table(table.path) as other:
+        slot = other.slot(WORLD, 0)
+        slot.wait(0, slot.word, 1)
+        slot.post(0, record())
+
+    assert slot.seq(0) == 1
+
+
+# Cancelling ---------------------------------------------------------------------------------------
+
+
+def test_a_failure_concerns_the_groups_of_its_rank(table: Table) -> None:
+    table.cancel("rank 1 raised ValueError: x", 1, of=1)
+
+    found = table.cancellation([0, 1], 0)
+    assert found is not None
+    assert (found.reason, found.culprit, found.kind, found.of) == (
+        "rank 1 raised ValueError: x",
+        1,
+        "failed",
+        1,
+    )
+    assert table.cancellation([0], 0) is None
+
+
+def test_a_stop_concerns_everybody(table: Table) -> None:
+    table.cancel("the cell was stopped", kind="stopped")
+
+    found = table.cancellation([0], 0)
+    assert found is not None
+    assert (found.culprit, found.of, found.kind) == (-1, None, "stopped")
+
+
+def test_the_first_reason_is_kept_until_the_ranks_agree(table: Table) -> None:
+    table.cancel("the cause", 1, of=1)
+    table.cancel("a consequence", 0, of=1)
+    first = table.cancellation([1], 0)
+    table.agree(table.epoch)
+    table.cancel("another cell", 1, of=1)
+    second = table.cancellation([1], table.cut)
+
+    assert first is not None
+    assert second is not None
+    assert (first.reason, second.reason) == ("the cause", "another cell")
+    assert second.stamp > first.stamp
+    assert table.cancellation([1], table.epoch) is None
+
+
+def test_a_death_is_told_in_place_of_what_came_before(table: Table) -> None:
+    table.cancel("rank 1 raised", 1, of=1)
+    table.cancel("rank 1 died", 1, of=1, kind="died")
+    table.cancel("rank 1 raised again", 1, of=1)
+
+    found = table.cancellation([1], 0)
+    assert found is not None
+    assert found.reason == "rank 1 died"
+
+
+def test_another_process_can_cancel_and_wakes_all(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    seen: list[float] = []
+
+    def wait() -> None:
+        while table.epoch == 0:
+            slot.wait(0, slot.word, 5)
+        seen.append(time.perf_counter())
+
+    def watch() -> None:
+        assert table.wait_for_cancel(0, 5)
+        seen.append(time.perf_counter())
+
+    threads = [threading.Thread(target=wait), threading.Thread(target=watch)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.02)
+    cancelled = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        with Table(table.path) as own:
+            own.cancel("rank 1 died", 1, of=1, kind="died")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for thread in threads:
+        thread.join(5)
+
+    assert max(seen) - cancelled < 0.2
+
+
+def test_waiting_for_a_cancellation_has_an_end(table: Table) -> None:
+    assert not table.wait_for_cancel(0, 0.02)
