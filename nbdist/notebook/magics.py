@@ -11,6 +11,8 @@ from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
+from nbdist.sessions.deferral import deferred_interrupts
+
 
 @magics_class
 class DistMagics(Magics):
@@ -20,7 +22,9 @@ class DistMagics(Magics):
 
     @property
     def _commands(self) -> Any:
-        return importlib.import_module("nbdist.notebook.commands").Commands(self.shell)
+        with deferred_interrupts():
+            commands = importlib.import_module("nbdist.notebook.commands")
+        return commands.Commands(self.shell)
 
     @line_cell_magic
     def dist(self, line: str, cell: str | None = None) -> Any:

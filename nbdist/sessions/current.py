@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdist.config import Config, load_config
 from nbdist.errors import SessionError
+from nbdist.sessions.deferral import deferred_interrupts
 
 if TYPE_CHECKING:
     from nbdist.sessions.session import Session
@@ -71,11 +72,13 @@ def start(
 
 def _start(config: Config, on_progress: Callable[[str], None]) -> Session:
     """Launch the processes, and import what drives them while they import torch."""
-    from nbdist.launchers import start as launching
+    with deferred_interrupts():
+        from nbdist.launchers import start as launching
 
     processes = launching.launch(config)
     try:
-        from nbdist.sessions import session
+        with deferred_interrupts():
+            from nbdist.sessions import session
 
         return session.connect(config, processes, on_progress)
     except BaseException:
