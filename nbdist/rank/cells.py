@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 from IPython.core.interactiveshell import ExecutionResult
 
+from nbdist import packing
 from nbdist.packing import ValueFolder
-from nbdist.rank import values
 from nbdist.rank.failures import describe
 from nbdist.rank.interrupts import Interrupts
 from nbdist.rank.outputs import Recorder
@@ -113,8 +113,8 @@ class CellRunner:
         value, value_error, buffers = None, None, []
         if request.want_value and status == "ok":
             try:
-                packed = values.pack(
-                    result.result if result else None, request.max_value_bytes, folder
+                packed = packing.pack(
+                    result.result if result else None, folder, max_bytes=request.max_value_bytes
                 )
                 value, buffers = packed.header, packed.buffers
             except Exception as exc:  # noqa: BLE001 - a value that cannot travel fails the -o, not the rank

@@ -6,19 +6,13 @@ from typing import Any
 
 import torch
 
-from nbdist import packing
 from nbdist.folder import SessionFolder
-from nbdist.packing import Packed, TensorBytes, ValueFolder
+from nbdist.packing import TensorBytes, ValueFolder
 
 
 def value_folder(folder: SessionFolder) -> ValueFolder:
     """Return where large values of this session lie on their way."""
     return ValueFolder(folder.shared_memory(), folder.path)
-
-
-def pack(value: Any, max_bytes: int, folder: ValueFolder) -> Packed:
-    """Pack *value* for the notebook; see `nbdist.packing.pack`."""
-    return packing.pack(value, folder, max_bytes=max_bytes)
 
 
 def make_tensor(source: TensorBytes) -> torch.Tensor:
