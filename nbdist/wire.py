@@ -24,6 +24,9 @@ VALUE_REQUEST = "nbdist_value"
 VALUE_REPLY = "nbdist_value_reply"
 INTERRUPT_REQUEST = "nbdist_interrupt"
 SNAPSHOT_REQUEST = "nbdist_snapshot"
+ABORT_REQUEST = "nbdist_abort"
+RECOVER_REQUEST = "nbdist_recover"
+RECOVER_REPLY = "nbdist_recover_reply"
 INPUT_REQUEST = "nbdist_input"
 INPUT_REPLY = "nbdist_input_reply"
 
@@ -171,6 +174,103 @@ class RankOutput:
     error: CellError | None = None
 
 
+# Where the ranks stand ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupCall:
+    """Where one rank stands in one process group, or in its messages to one other rank.
+
+    Attributes:
+        rank: Which, in the world.
+        group: torch's name of the group.
+        ranks: Those of the group, in the world and in the group's order; sender and receiver, where
+            it is about messages.
+        kind: ``group``, or ``p2p`` for messages from the first to the second of *ranks*.
+        seq: Number of the rank's latest call, from 1 on; 0 before the first.
+        issued: How many of its calls have reached the native group.
+        phase: ``waiting`` for its peers in the guard, ``issued`` to the native group (which may be
+            over by now), or ``idle``: it gave the call up.
+        since: Begin of the phase, in seconds since the epoch.
+        text: The latest call: ``all_reduce(float32[10], sum)``.
+        source: Where it was called: ``In[12]:7``.
+    """
+
+    rank: int
+    group: str
+    ranks: tuple[int, ...]
+    kind: Literal["group", "p2p"]
+    seq: int
+    issued: int
+    phase: Literal["waiting", "issued", "idle"]
+    since: float
+    text: str
+    source: str
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> GroupCall:
+        """Turn a JSON object made by `to_json` back into a call."""
+        return cls(**{**content, "ranks": tuple(content["ranks"])})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one rank is doing, as its control thread says while the main thread is busy.
+
+    Attributes:
+        rank: Which.
+        pid: Its process.
+        label: The running cell: ``In[12]``; ``None`` when it runs none.
+        cell_id: Its id.
+        seconds: For how long it has run.
+        stack: The main thread, from the cell's line down to where it is now; empty when idle.
+        calls: Where it stands in each of its groups, as far as the guard is off and only torch's
+            flight recorder knows it. With the guard on the shared table says so for all ranks.
+        gpu_bytes: CUDA memory that torch has allocated; ``None`` without CUDA.
+    """
+
+    rank: int
+    pid: int
+    label: str | None = None
+    cell_id: str | None = None
+    seconds: float = 0.0
+    stack: tuple[Frame, ...] = ()
+    calls: tuple[GroupCall, ...] = ()
+    gpu_bytes: int | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Snapshot:
+        """Turn a JSON object made by `to_json` back into a snapshot."""
+        fields = dict(content)
+        fields["stack"] = tuple(Frame(**frame) for frame in fields["stack"])
+        fields["calls"] = tuple(map(GroupCall.from_json, fields["calls"]))
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class CallCount:
+    """How often one operation was called in one group by one rank, and with how much data.
+
+    Attributes:
+        op: Name of the operation: ``all_reduce``.
+        group: torch's name of the group.
+        ranks: Those of the group, in the world.
+        count: Number of calls.
+        size_bytes: Size of the tensors that this rank put in, all calls together.
+    """
+
+    op: str
+    group: str
+    ranks: tuple[int, ...]
+    count: int
+    size_bytes: int
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CallCount:
+        """Turn a JSON object made by `to_json` back into a count."""
+        return cls(**{**content, "ranks": tuple(content["ranks"])})
+
+
 # Messages -------------------------------------------------------------------------------------
 
 
@@ -210,6 +310,7 @@ class CellReply:
         value: Header of the last expression's value (its bytes travel as buffers), if wanted.
         value_error: Why that value could not be sent.
         seconds: How long the code ran.
+        calls: The collectives it called, in the order of first calls.
     """
 
     status: Status
@@ -219,12 +320,14 @@ class CellReply:
     value: Mapping[str, Any] | None = None
     value_error: str | None = None
     seconds: float = 0.0
+    calls: tuple[CallCount, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Turn the reply into a JSON object."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         content["outputs"] = [output_to_json(output) for output in self.outputs]
         content["error"] = None if self.error is None else dataclasses.asdict(self.error)
+        content["calls"] = [dataclasses.asdict(call) for call in self.calls]
         return content
 
     @classmethod
@@ -234,6 +337,7 @@ class CellReply:
         fields["outputs"] = tuple(output_from_json(output) for output in fields["outputs"])
         if fields["error"] is not None:
             fields["error"] = CellError.from_json(fields["error"])
+        fields["calls"] = tuple(map(CallCount.from_json, fields["calls"]))
         return cls(**fields)
 
 

@@ -54,11 +54,13 @@ from nbdist.runtime.table import (
     WENT_ON,
     Cancellation,
     GroupKey,
+    Kind,
     Record,
     Slot,
     Table,
 )
 from nbdist.runtime.torch_private import ProcessGroup
+from nbdist.wire import CallCount
 
 Mode = Literal["on", "trace", "off"]
 MODES: tuple[Mode, ...] = ("on", "trace", "off")
@@ -91,11 +93,13 @@ class PeerFailed(CollectiveError):
 
     Attributes:
         culprit: The rank at which it began; -1 for nobody's.
+        kind: What happened there.
     """
 
-    def __init__(self, message: str, culprit: int = -1) -> None:
+    def __init__(self, message: str, culprit: int = -1, kind: Kind = "failed") -> None:
         super().__init__(message)
         self.culprit = culprit
+        self.kind = kind
 
 
 class CollectiveTimeout(CollectiveError, RuntimeError):
@@ -132,16 +136,6 @@ class Resync:
     def needs_rebuild(self) -> bool:
         """Whether the groups have to be made anew before they are used again."""
         return self.is_broken or bool(self.damaged)
-
-
-@dataclass(frozen=True)
-class CallCount:
-    """How often one operation was called in one group, and with how much data."""
-
-    op: str
-    group: str
-    count: int
-    size_bytes: int
 
 
 @dataclass
@@ -205,7 +199,7 @@ class Guard:
         self._references: dict[int, weakref.ref[ProcessGroup]] = {}
         self._incarnations: dict[tuple[str, tuple[int, ...]], int] = {}
         self._channels: dict[tuple[GroupKey, int, int], _Channel] = {}
-        self._counts: dict[tuple[str, str], list[int]] = {}
+        self._counts: dict[tuple[str, GroupKey], list[int]] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -416,14 +410,16 @@ class Guard:
 
     # After a failure --------------------------------------------------------------------------
 
-    def cancel(self, reason: str, culprit: int | None = None) -> None:
+    def cancel(self, reason: str, culprit: int | None = None, kind: Kind = "failed") -> None:
         """Say that this rank will not come any more: its cell has failed or was stopped.
 
         Args:
             reason: ``rank 1 raised ValueError: …``.
             culprit: The rank at which it began; this one when ``None``.
+            kind: What it was.
         """
-        self.table.cancel(reason, self.rank if culprit is None else culprit, of=self.rank)
+        began_at = self.rank if culprit is None else culprit
+        self.table.cancel(reason, began_at, of=self.rank, kind=kind)
 
     def cancellation(self) -> Cancellation | None:
         """Return why some rank will not come, if that is so since the last `resync`."""
@@ -588,11 +584,12 @@ class Guard:
         """Return what was called since the last time, in the order of first calls."""
         counts, self._counts = self._counts, {}
         return tuple(
-            CallCount(op, group, count, size) for (op, group), (count, size) in counts.items()
+            CallCount(op, key.name, key.ranks, count, size)
+            for (op, key), (count, size) in counts.items()
         )
 
     def _count(self, signature: Signature, group: _Group) -> None:
-        count = self._counts.setdefault((signature.op, group.name), [0, 0])
+        count = self._counts.setdefault((signature.op, group.key), [0, 0])
         count[0] += 1
         count[1] += signature.size_bytes
 
@@ -775,6 +772,7 @@ def raise_cancelled(cancellation: Cancellation, where: str) -> NoReturn:
         f"This rank waited for it in {where}.\n"
         "All variables of this rank are kept; the next cell works with the same groups.",
         culprit=cancellation.culprit,
+        kind=cancellation.kind,
     )
 
 
