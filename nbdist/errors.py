@@ -10,6 +10,12 @@
     │   └── CellStopped            it ended because someone stopped it
     ├── RankDied                   the process of a rank is gone
     ├── TransferError              a value could not be pulled or pushed
+    ├── CollectiveError            a collective could not end; variables are kept
+    │   ├── CollectiveMismatch     the ranks called different things
+    │   ├── PeerFailed             another rank will not come to it
+    │   ├── CollectiveTimeout      the group's timeout was over; a RuntimeError too, as torch's is
+    │   └── CollectiveAborted      it was cut off; its tensors may hold partial results
+    ├── RebuildError               the groups could not be made anew
     └── SetupError                 a variable, a device or an init method is missing or wrong
 
 A message says what happened (with values), where to look, and what to do next.
@@ -19,6 +25,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+#: What happened at a rank that will not come to its collectives any more.
+Kind = Literal["failed", "died", "stopped", "mismatch"]
 
 
 class NbdistError(Exception):
@@ -63,6 +73,40 @@ class RankDied(NbdistError):
 
 class TransferError(NbdistError):
     """A value could not be pulled from a rank or pushed to it."""
+
+
+class CollectiveError(NbdistError):
+    """A collective could not be completed; the variables of this rank are as they were."""
+
+
+class CollectiveMismatch(CollectiveError):
+    """The ranks of a group called different things where they have to call the same."""
+
+
+class PeerFailed(CollectiveError):
+    """Another rank will not come to the collective that this one is in.
+
+    Attributes:
+        culprit: The rank at which it began; -1 for nobody's.
+        kind: What happened there.
+    """
+
+    def __init__(self, message: str, culprit: int = -1, kind: Kind = "failed") -> None:
+        super().__init__(message)
+        self.culprit = culprit
+        self.kind = kind
+
+
+class CollectiveTimeout(CollectiveError, RuntimeError):
+    """The timeout of the group was over before every rank had come; torch has a RuntimeError."""
+
+
+class CollectiveAborted(CollectiveError):
+    """A collective was cut off; its tensors may hold partial results."""
+
+
+class RebuildError(NbdistError):
+    """The groups could not be made anew, because a rank did not come."""
 
 
 class SetupError(NbdistError):

@@ -131,3 +131,21 @@ def _wait_until_gone(leaders: list[ProcessId], mark: str, timeout_s: float) -> b
 def _signal(pid: int, signum: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signum)
+
+
+def exit_words(code: int) -> str:
+    """Return an exit code in words: ``exited with code 3``, ``was killed by SIGKILL (...)``."""
+    if code >= 0:
+        return f"exited with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hints = {
+        signal.SIGKILL: "out of memory, or someone's kill -9",
+        signal.SIGSEGV: "a crash in native code",
+        signal.SIGABRT: "native code gave up; its message is in the log",
+        signal.SIGBUS: "often a full /dev/shm",
+    }
+    hint = hints.get(-code)  # type: ignore[call-overload]
+    return f"was killed by {name}" + (f" ({hint})" if hint else "")

@@ -7,7 +7,6 @@ start ──▶ agent (imports torch, forks ranks) ─┐
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from nbdist.launchers.devices import (
 )
 from nbdist.launchers.host import available_cores
 from nbdist.launchers.launcher import connection_file, kernel_of_this_process, make_cluster
-from nbdist.processes import ProcessId
+from nbdist.processes import ProcessId, exit_words
 from nbdist.wire import AgentSpec, to_json
 
 START_TIMEOUT_S = 300.0
@@ -48,6 +47,7 @@ class Processes:
         pids: Process id of each rank.
         exits: How ranks ended, by rank: the agent's event.
         joined: Ranks that have joined the process group.
+        limits: What the ranks' torch does not allow.
         failure: What the agent could not do or keep alive, if there is anything.
         has_imported: The agent has imported torch.
         is_agent_lost: The agent is gone, and with it the session.
@@ -63,6 +63,7 @@ class Processes:
     pids: dict[int, int] = field(default_factory=dict)
     exits: dict[int, Event] = field(default_factory=dict)
     joined: set[int] = field(default_factory=set)
+    limits: tuple[str, ...] = ()
     failure: str | None = None
     has_imported: bool = False
     is_agent_lost: bool = False
@@ -85,6 +86,7 @@ class Processes:
                 self.exits.pop(event["rank"], None)
             elif kind == "joined":
                 self.joined.add(event["rank"])
+                self.limits = tuple(event["limits"])
             elif kind == "exited":
                 self.joined.discard(event["rank"])
                 self.exits[event["rank"]] = event
@@ -99,7 +101,10 @@ class Processes:
     def start_failure(self) -> str | None:
         """Say what has gone wrong with the start so far, if anything has."""
         if self.exits:
-            return describe_exit(min(self.exits.items())[1])
+            return (
+                f"{describe_exit(min(self.exits.items())[1])}\nRun `%dist start -n 1` to see "
+                "whether one rank alone starts. Nothing was left running."
+            )
         if self.failure is not None or self.is_agent_lost:
             return _agent_failed(self)
         return None
@@ -230,27 +235,8 @@ def describe_exit(event: Event) -> str:
     said = f"Its log ends with:\n{tail}" if tail else "It wrote nothing."
     return (
         f"rank {event['rank']} (pid {event['pid']}) {exit_words(event['code'])} during the "
-        f"start.\n{said}\n"
-        "Run `%dist start -n 1` to see whether one rank alone starts. Nothing was left running."
+        f"start.\n{said}"
     )
-
-
-def exit_words(code: int) -> str:
-    """Return an exit code in words: ``exited with code 3``, ``was killed by SIGKILL (...)``."""
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    hints = {
-        signal.SIGKILL: "out of memory, or someone's kill -9",
-        signal.SIGSEGV: "a crash in native code",
-        signal.SIGABRT: "native code gave up; its message is in the log",
-        signal.SIGBUS: "often a full /dev/shm",
-    }
-    hint = hints.get(-code)  # type: ignore[call-overload]
-    return f"was killed by {name}" + (f" ({hint})" if hint else "")
 
 
 def _agent_failed(session: Processes) -> str:

@@ -8,6 +8,8 @@ It is the parent of all ranks: it sees an exit at once, ends the rest of a dead 
 group, and tells the kernel. Over its socket (JSON lines) go births, deaths and signals; neither
 code nor results. It ends the whole session when told to, or when the kernel's connection breaks.
 
+It also holds the guard's table: when a rank dies, whoever waits for it is freed from here.
+
 It must stay safe to fork from: one thread, no tensor operation ever, no device touched. So it
 imports and waits, nothing else. Started by module name (``python -m nbdist.rank.agent FOLDER``).
 """
@@ -25,12 +27,15 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nbdist import processes
 from nbdist.folder import SessionFolder
+from nbdist.processes import exit_words
 from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
@@ -39,6 +44,15 @@ POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes 
 PIPE_BYTES = 2**20
 TAIL_BYTES = 8000
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# torch ends the process after a collective that failed or was cut off, unless told otherwise
+# before it is imported. Read in torch 2.13; never run on a GPU.
+KEEP_ALIVE = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+}
 
 
 @dataclass
@@ -72,6 +86,7 @@ class Agent:
         self.store_address = ("127.0.0.1", 0)
         self.store_channel: socket.socket | None = None
         self._store_pid = 0
+        self._table: Any = None  # the guard's, once torch is imported
         self.is_ending = False
         self._history: list[dict[str, Any]] = []
         self._selector = selectors.DefaultSelector()
@@ -99,6 +114,7 @@ class Agent:
         self._push({"event": "imported"})
         gc.freeze()  # the pages of what was imported stay shared with the ranks
         self._keep_store()
+        self._make_table()
         for local_rank in range(self.spec.nproc):
             self.spawn(self.spec.first_rank + local_rank)
 
@@ -170,16 +186,31 @@ class Agent:
         command = message.get("command")
         if command == "stop":
             self.end("told to stop", reply_to=connection)
-        elif command == "signal":
-            self._signal(message["rank"], message["signal"])
+        elif command == "spawn":
+            self._respawn(message)
+        elif command == "kill":
+            self._kill(message["rank"])
         elif command == "state":
-            self._send(connection, {"event": "state", "ranks": sorted(self.ranks)})
+            self._send(connection, {"event": "state", "number": message["number"], **self._state()})
         else:
             logger.warning("unknown command: %r", message)
 
-    def _signal(self, rank: int, signum: int) -> None:
+    def _respawn(self, message: Mapping[str, Any]) -> None:
+        try:
+            self.spawn(message["rank"], message["generation"], message["meeting"])
+        except (OSError, RuntimeError) as exc:
+            logger.exception("rank %s cannot be started again", message["rank"])
+            self._push({"event": "failed", "error": f"{type(exc).__name__}: {exc}"})
+
+    def _kill(self, rank: int) -> None:
         if (process := self.ranks.get(rank)) and process.identity.is_alive:
-            os.kill(process.identity.pid, signum)
+            os.kill(process.identity.pid, signal.SIGKILL)
+
+    def _state(self) -> dict[str, Any]:
+        """Say what the ranks do, without asking them: a rank may be unable to answer."""
+        pids = {rank: process.identity.pid for rank, process in self.ranks.items()}
+        calls = [] if self._table is None else _calls(self._table)
+        return {"calls": calls, "stopped": [r for r, pid in pids.items() if _is_stopped(pid)]}
 
     def _push(self, message: dict[str, Any]) -> None:
         """Tell every kernel, and those that connect later."""
@@ -195,8 +226,24 @@ class Agent:
 
     # The ranks' side --------------------------------------------------------------------------
 
-    def spawn(self, rank: int) -> None:
+    def _make_table(self) -> None:
+        """Make the table in which the guards of all ranks say what they are about to call."""
+        from nbdist.runtime.table import Table
+
+        shared = self.folder.shared_memory()
+        try:
+            shared.mkdir(mode=0o700, exist_ok=True)
+            self._table = Table.create(shared / "guard.table", self.spec.world_size)
+        except OSError:  # no shared memory, or none left
+            self._table = Table.create(self.folder.path / "guard.table", self.spec.world_size)
+
+    def spawn(self, rank: int, generation: int = 0, meeting: str | None = None) -> None:
         """Fork the process of *rank*.
+
+        Args:
+            rank: Which.
+            generation: Of the process groups that it is to join.
+            meeting: Where it meets those who are there already; ``None`` at the start.
 
         Raises:
             RuntimeError: The agent is not safe to fork from any more.
@@ -210,7 +257,8 @@ class Agent:
         channel, channel_end = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            self._become_rank(rank, output, output_end, channel, channel_end)
+            birth = (rank, generation, meeting)
+            self._become_rank(birth, output, output_end, channel, channel_end)
         os.setpgid(pid, pid)  # here and in the child: whoever comes first
         os.close(output_end)
         channel_end.close()
@@ -221,7 +269,7 @@ class Agent:
 
     def _become_rank(
         self,
-        rank: int,
+        birth: tuple[int, int, str | None],
         output: int,
         output_end: int,
         channel: socket.socket,
@@ -241,7 +289,20 @@ class Agent:
             logging.getLogger().setLevel(logging.WARNING)
             from nbdist.rank import engine  # imported already; the name is what is new
 
-            code = engine.run(self.folder, self.spec, rank, self.store_address, output, channel_end)
+            rank, generation, meeting = birth
+            code = engine.run(
+                engine.Birth(
+                    folder=self.folder,
+                    spec=self.spec,
+                    rank=rank,
+                    generation=generation,
+                    meeting=meeting,
+                    store_address=self.store_address,
+                    table=self._table.path,
+                    pipe=output,
+                    channel=channel_end,
+                )
+            )
         except BaseException:  # noqa: BLE001 - the edge of a process: it becomes the log and the exit code
             traceback.print_exc()
         finally:
@@ -257,6 +318,8 @@ class Agent:
             connection.close()
         if self.store_channel is not None:
             self.store_channel.close()
+        if self._table is not None:
+            self._table.close()
         for sibling in self.ranks.values():
             os.close(sibling.output)
             sibling.channel.close()
@@ -283,6 +346,9 @@ class Agent:
 
     def _bury(self, rank: int, code: int) -> None:
         process = self.ranks.pop(rank)
+        if self._table is not None:  # before all else: others may wait for it
+            reason = f"rank {rank} died: it {exit_words(code)}"
+            self._table.cancel(reason, rank, of=rank, kind="died")
         for pid in processes.group_members(process.identity.pid, self.spec.session_id):
             os.kill(pid, signal.SIGKILL)
         self._drain(rank, process)
@@ -379,6 +445,27 @@ def _exit_code(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
+def _calls(table: Any) -> list[dict[str, Any]]:
+    """Return where every rank stands in each of its groups, as JSON of `GroupCall`."""
+    return [
+        {
+            **asdict(member),
+            "group": group.key.name,
+            "ranks": group.key.ranks,
+            "kind": group.key.kind,
+        }
+        for group in table.view()
+        for member in group.members
+    ]
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
 def _lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
     """Add *data* to *pending* and take the complete JSON lines off it."""
     pending += data
@@ -432,6 +519,9 @@ def main(folder_path: str) -> None:
     # Before torch is imported: with more than one BLAS thread a forked rank can hang.
     for name in ONE_THREAD:
         os.environ[name] = "1"
+    if spec.device == "cuda":
+        for name, value in KEEP_ALIVE.items():
+            os.environ.setdefault(name, value)
     Agent(folder, spec).run()
 
 

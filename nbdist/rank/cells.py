@@ -8,7 +8,6 @@ is turned into a reply. The reply says how many output batches went before it on
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -26,6 +25,7 @@ from nbdist.packing import ValueFolder
 from nbdist.rank.failures import describe
 from nbdist.rank.interrupts import Interrupts
 from nbdist.rank.outputs import Recorder
+from nbdist.rank.recovery import Conclusion, Recovery
 from nbdist.rank.shell import RankShell
 from nbdist.wire import CellReply, CellRequest, Status
 
@@ -33,10 +33,13 @@ from nbdist.wire import CellReply, CellRequest, Status
 class CellRunner:
     """Runs cells one after another in the main thread."""
 
-    def __init__(self, shell: RankShell, recorder: Recorder, interrupts: Interrupts) -> None:
+    def __init__(
+        self, shell: RankShell, recorder: Recorder, interrupts: Interrupts, recovery: Recovery
+    ) -> None:
         self.shell = shell
         self.recorder = recorder
         self.interrupts = interrupts
+        self.recovery = recovery
         self.running: tuple[str, float] | None = None
         self.cell_id: str | None = None
 
@@ -53,6 +56,7 @@ class CellRunner:
         self._forget_last_error()
         self.recorder.begin(request.cell_id, request.label)
         self.interrupts.enter(request.cell_id)
+        self.recovery.begin()
         self.running, self.cell_id = (request.label, time.time()), request.cell_id
         failure: BaseException | None = None
         result: ExecutionResult | None = None
@@ -68,8 +72,9 @@ class CellRunner:
             failure = failure or KeyboardInterrupt("the cell went on to its end")
             end_terminals(started_at)
         self.interrupts.leave()
+        conclusion = self.recovery.conclude(failure, was_told_to_stop=is_stopped)
         self.running = self.cell_id = None
-        return self._reply(request, result, failure, is_stopped, started, folder)
+        return self._reply(request, result, conclusion, started, folder)
 
     async def _execute(
         self, request: CellRequest
@@ -102,13 +107,13 @@ class CellRunner:
         self,
         request: CellRequest,
         result: ExecutionResult | None,
-        failure: BaseException | None,
-        is_stopped: bool,
+        conclusion: Conclusion,
         started: float,
         folder: ValueFolder,
     ) -> tuple[dict[str, Any], list[bytes]]:
+        failure = conclusion.failure
         status: Status = "ok" if failure is None else "error"
-        if is_stopped and failure is not None and _has_interrupt(failure):
+        if conclusion.is_stopped:
             status = "stopped"
         value, value_error, buffers = None, None, []
         if request.want_value and status == "ok":
@@ -124,10 +129,11 @@ class CellRunner:
             status=status,
             num_batches=num_batches,
             outputs=tuple(outputs),
-            error=None if failure is None else describe(failure),
+            error=None if failure is None else describe(failure, conclusion.waited_for),
             value=value,
             value_error=value_error,
             seconds=time.perf_counter() - started,
+            calls=self.recovery.guard.take_counts(),
         )
         return reply.to_json(), buffers
 
@@ -147,16 +153,6 @@ def _failure_of(result: ExecutionResult | None) -> BaseException | None:
     if result is None:
         return None
     return result.error_before_exec or result.error_in_exec
-
-
-def _has_interrupt(failure: BaseException) -> bool:
-    """Whether *failure* is an interrupt, or came up while one was handled."""
-    link: BaseException | None = failure
-    while link is not None:
-        if isinstance(link, (KeyboardInterrupt, asyncio.CancelledError)):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
 
 
 def end_terminals(since: float) -> None:

@@ -1,6 +1,6 @@
 """Turn a fresh fork into a rank: environment, device, seed, process group, ipyparallel engine.
 
-    fork ──▶ run ──▶ join the process group ──▶ one all_reduce ──▶ engine registers as id == rank
+    fork ──▶ run ──▶ join the process groups ──▶ one all_reduce ──▶ engine registers as id == rank
 
 The engine is ipyparallel's own; what is replaced is how it runs cells and what it does with their
 output. ipyparallel's and ipykernel's private names that this needs stand in `nbdist.rank.kernel`.
@@ -19,7 +19,8 @@ import sys
 import threading
 import time
 import warnings
-from datetime import timedelta
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -32,6 +33,33 @@ logger = logging.getLogger(__name__)
 GRACE_S = 1.0
 
 
+@dataclass(frozen=True)
+class Birth:
+    """What a fork is told of the rank it is to be.
+
+    Attributes:
+        folder: The session's files.
+        spec: What the agent was told.
+        rank: In the world.
+        generation: Of the process groups to join: 0, and later for one that replaces a dead rank.
+        meeting: Where it meets the ranks that are there already; ``None`` at the start.
+        store_address: Host and port of the TCPStore.
+        table: File that the guards of all ranks share.
+        pipe: Non-blocking read end of the pipe that is this process's fd 1 and 2.
+        channel: Socket to the agent; its end means that the agent is gone.
+    """
+
+    folder: SessionFolder
+    spec: AgentSpec
+    rank: int
+    generation: int
+    meeting: str | None
+    store_address: tuple[str, int]
+    table: Path
+    pipe: int
+    channel: socket.socket
+
+
 def preload() -> None:
     """Import, in the agent, everything a rank will need, so that the fork has it already."""
     import torch.distributed
@@ -39,40 +67,34 @@ def preload() -> None:
 
     import nbdist.config
     import nbdist.rank.kernel
-    import nbdist.runtime  # noqa: F401
+    import nbdist.runtime.rescue  # noqa: F401
+    from nbdist.runtime.hooks import hooks
+
+    hooks.install()  # passive until a rank has a guard
 
 
-def run(
-    folder: SessionFolder,
-    spec: AgentSpec,
-    rank: int,
-    store_address: tuple[str, int],
-    pipe: int,
-    channel: socket.socket,
-) -> int:
-    """Be *rank* until the session ends.
-
-    Args:
-        folder: The session's files.
-        spec: What the agent was told.
-        rank: This process's rank in the world.
-        store_address: Host and port of the TCPStore.
-        pipe: Non-blocking read end of the pipe that is this process's fd 1 and 2.
-        channel: Socket to the agent; its end means that the agent is gone.
+def run(birth: Birth) -> int:
+    """Be a rank until the session ends.
 
     Returns:
         The exit code of the process.
     """
-    log = RankLog(folder.rank_log(rank), spec.config["log_bytes"])
+    spec, rank = birth.spec, birth.rank
+    log = RankLog(birth.folder.rank_log(rank), spec.config["log_bytes"])
     signal.signal(signal.SIGTERM, _end_on_term)
-    _watch_agent(channel)
-    set_environment(spec, rank, store_address)
+    _watch_agent(birth.channel)
+    set_environment(spec, rank, birth.store_address)
     _quiet_warnings()
-    device = join(spec, rank, store_address)
-    _tell(channel, event="joined")
+    device = prepare(spec, rank)
     from nbdist.rank.kernel import RankEngine
+    from nbdist.rank.recovery import Recovery
 
-    engine = RankEngine.for_rank(folder=folder, spec=spec, rank=rank, pipe=pipe, log=log)
+    recovery = Recovery.for_rank(spec, rank, birth.store_address, birth.table)
+    recovery.join(device, birth.generation, birth.meeting)
+    _tell(birth.channel, event="joined", limits=recovery.limits)
+    engine = RankEngine.for_rank(
+        folder=birth.folder, spec=spec, rank=rank, pipe=birth.pipe, log=log, recovery=recovery
+    )
     engine.names = namespace(spec, rank, device)
     engine.initialize([])
     engine.start()
@@ -101,40 +123,25 @@ def set_environment(spec: AgentSpec, rank: int, store_address: tuple[str, int]) 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def join(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> Any:
-    """Set device, threads and seed, then join the process group and run one collective.
+def prepare(spec: AgentSpec, rank: int) -> Any:
+    """Set threads, device and seed.
 
     Returns:
         The rank's ``torch.device``.
     """
     import torch
-    import torch.distributed as dist
-    from torch._C._distributed_c10d import PrefixStore, TCPStore
 
     from nbdist.runtime import assign_device, rank_seed, set_seed
 
     config = spec.config
     torch.set_num_threads(spec.threads)
-    local_rank = rank - spec.first_rank
     is_cpu = spec.device == "cpu"  # the device before the group: NCCL takes the current one
+    local_rank = rank - spec.first_rank
     device = assign_device(local_rank, cpu=is_cpu, gpus=list(spec.gpus) or None, oversubscribe=True)
     if is_cpu:
         multiprocessing.set_start_method("fork", force=True)  # classes of cells reach the workers
     seed = rank_seed(config["seed"], rank, config["seed_per_rank"])
     set_seed(seed, deterministic=config["deterministic"])
-    host, port = store_address
-    timeout = timedelta(seconds=config["timeout_s"])
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
-    # Each generation of the group has keys of its own: a rebuilt one must not meet old entries.
-    dist.init_process_group(
-        spec.backend,
-        store=PrefixStore("gen0", store),
-        rank=rank,
-        world_size=spec.world_size,
-        timeout=timeout,
-        device_id=None if is_cpu else device,
-    )
-    dist.all_reduce(torch.ones(1, device=device))
     return device
 
 

@@ -11,7 +11,7 @@ import site
 import sysconfig
 import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Literal
 
 from nbdist.wire import CellError, Frame
@@ -50,7 +50,7 @@ def _describe(exception: BaseException, waited_for: int | None, seen: set[int]) 
     is_new = previous is not None and id(previous) not in seen
     return CellError(
         ename=type(exception).__name__,
-        evalue=_message(exception),
+        evalue=message_of(exception),
         frames=_frames(exception),
         cause=_describe(previous, None, seen) if previous is not None and is_new else None,
         link=link,
@@ -58,7 +58,19 @@ def _describe(exception: BaseException, waited_for: int | None, seen: set[int]) 
     )
 
 
-def _message(exception: BaseException) -> str:
+def frames_of(frame: FrameType | None) -> tuple[Frame, ...]:
+    """Return where a thread is, from the first line of a cell on down to *frame*; any may ask."""
+    steps = [
+        (below.f_code.co_filename, line, below.f_code.co_name)
+        for below, line in traceback.walk_stack(frame)
+    ]
+    steps.reverse()
+    first = next((i for i, step in enumerate(steps) if is_cell(step[0])), len(steps))
+    return tuple(_frame(*step) for step in steps[first:][-MAX_FRAMES:])
+
+
+def message_of(exception: BaseException) -> str:
+    """Return the text of *exception* with its notes; never raises, whatever ``__str__`` does."""
     try:
         text = str(exception)
     except Exception as exc:  # noqa: BLE001 - the user's __str__ may raise anything

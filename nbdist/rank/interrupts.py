@@ -20,6 +20,7 @@ class Interrupts:
 
     Attributes:
         was_interrupted: A SIGINT has reached the running cell, or the last one where none runs.
+        num_seen: How many SIGINTs Python has got to see; one that comes in a C call waits.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,7 @@ class Interrupts:
         self._cell_id: str | None = None
         self._stopped: set[str] = set()
         self.was_interrupted = False
+        self.num_seen = 0
         self._lock = threading.Lock()
 
     def install(self) -> None:
@@ -48,6 +50,12 @@ class Interrupts:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return is_running and was_told
 
+    @property
+    def is_running_stopped(self) -> bool:
+        """Whether the running cell was told to stop; ``False`` where none runs."""
+        with self._lock:
+            return self._cell_id is not None and self._cell_id in self._stopped
+
     def is_stopped(self, cell_id: str) -> bool:
         """Whether *cell_id* was told to stop."""
         with self._lock:
@@ -67,6 +75,7 @@ class Interrupts:
             self._cell_id = self._task = None
 
     def _on_sigint(self, _signum: int, _frame: FrameType | None) -> None:
+        self.num_seen += 1
         self.was_interrupted = self._task is not None
         if self._is_armed:
             # No `_stopped.add` under the lock: this runs in the main thread, which may hold it.
@@ -108,3 +117,13 @@ class Guarded:
             return step(argument)
         finally:
             self._interrupts._is_armed = False
+
+
+def has_interrupt(failure: BaseException) -> bool:
+    """Whether *failure* is an interrupt, or came up while one was handled."""
+    link: BaseException | None = failure
+    while link is not None:
+        if isinstance(link, (KeyboardInterrupt, asyncio.CancelledError)):
+            return True
+        link = link.__cause__ or link.__context__
+    return False

@@ -15,9 +15,9 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Mapping
-from types import ModuleType
+from dataclasses import asdict
+from types import FrameType, ModuleType
 from typing import Any
 
 import ipyparallel.engine.app as engine_app
@@ -30,12 +30,16 @@ from traitlets import Type
 from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
 from nbdist.rank import cells, values
+from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
 from nbdist.rank.logs import RankLog
 from nbdist.rank.outputs import Recorder, install_streams
+from nbdist.rank.recovery import Recovery, Settled
 from nbdist.rank.shell import CellCompiler, RankShell
-from nbdist.wire import AgentSpec
+from nbdist.wire import AgentSpec, Snapshot
+
+PATIENCE_S = 0.3  # until an interrupt that Python does not see means a native call
 
 
 def without_debugger() -> None:
@@ -53,19 +57,26 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     compiler_class = Type(CellCompiler)
 
     def attach(
-        self, folder: SessionFolder, recorder: Recorder, interrupts: Interrupts, inputs: InputRelay
+        self,
+        folder: SessionFolder,
+        recorder: Recorder,
+        interrupts: Interrupts,
+        inputs: InputRelay,
+        recovery: Recovery,
     ) -> None:
         """Give the kernel what the engine made for it, and take our messages from now on."""
         self.recorder = recorder
         self.interrupts = interrupts
         self.inputs = inputs
         self.folder = values.value_folder(folder)
-        self.runner = cells.CellRunner(self.shell, recorder, interrupts)
+        self.recovery = recovery
+        self.runner = cells.CellRunner(self.shell, recorder, interrupts, recovery)
         self.parents: dict[str, Any] = {}
         self.log.setLevel(logging.ERROR)  # ipykernel describes every message, at some cost
         self.shell.record_to(recorder)
         self.shell_handlers[wire.CELL_REQUEST] = self.on_cell
         self.shell_handlers[wire.VALUE_REQUEST] = self.on_values
+        self.shell_handlers[wire.RECOVER_REQUEST] = self.on_recover
         self.control_handlers[wire.INTERRUPT_REQUEST] = self.on_interrupt
         self.control_handlers[wire.SNAPSHOT_REQUEST] = self.on_snapshot
         self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
@@ -93,11 +104,13 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         buffers: list[bytes] = []
         content: dict[str, Any]
         self.interrupts.enter(parent["content"]["cell_id"])
+        self.recovery.begin()
         try:
             move = self._move_values(parent["content"], parent["buffers"])
             content, buffers = await self.interrupts.guard(move)
         except BaseException as exc:  # noqa: BLE001 - the user's expression may raise anything
-            content = {"status": "error", "error": f"{type(exc).__name__}: {exc}"}
+            failure = self.recovery.conclude(exc, was_told_to_stop=False).failure or exc
+            content = {"status": "error", "error": f"{type(failure).__name__}: {failure}"}
         finally:
             self.interrupts.leave()
         self._reply(stream, wire.VALUE_REPLY, content, parent, ident, buffers)
@@ -119,6 +132,24 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         namespace.update(value)
         return {"status": "ok"}, []
 
+    async def on_recover(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Agree with the other ranks to go on after a failure; whatever happens, reply."""
+        content: dict[str, Any]
+        self.interrupts.enter(parent["content"]["meeting"])
+        try:
+            settled = await self.interrupts.guard(self._settle(parent["content"]))
+            content = {"status": "ok", **asdict(settled)}
+        except BaseException as exc:  # noqa: BLE001 - without a reply the notebook would wait for ever
+            content = {"status": "error", "error": f"{type(exc).__name__}: {exc}"}
+        finally:
+            self.interrupts.leave()
+        self._reply(stream, wire.RECOVER_REPLY, content, parent, ident)
+
+    async def _settle(self, content: Mapping[str, Any]) -> Settled:
+        return self.recovery.settle(
+            content["generation"], content["meeting"], must_rebuild=content["must_rebuild"]
+        )
+
     def _reply(
         self,
         stream: Any,
@@ -139,15 +170,26 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def on_interrupt(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Stop the named cells; a cell that goes on has its children interrupted as well.
 
+        Where Python has not come to see the interrupt after `PATIENCE_S`, the main thread is in a
+        native call; if that is a collective, the end of its connections frees it.
+
         C's ``system()`` ignores SIGINT in the caller, so the command it waits for must get it. Not
         at once: workers of a DataLoader would each print a traceback.
         """
-        if self.interrupts.request(parent["content"]["cell_ids"]):
+        num_seen = self.interrupts.num_seen
+        was_told_before = self.interrupts.request(parent["content"]["cell_ids"])
+        if self.interrupts.is_running_stopped:
+            threading.Timer(PATIENCE_S, self._cut_off, [num_seen]).start()
+        if was_told_before:
             mark = os.environ[processes.MARK]
             for pid in processes.group_members(os.getpgrp(), mark):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
         self._reply(stream, f"{wire.INTERRUPT_REQUEST}_reply", {"status": "ok"}, parent, ident)
+
+    def _cut_off(self, num_seen: int) -> None:
+        if self.interrupts.num_seen == num_seen and self.interrupts.is_running_stopped:
+            self.recovery.cut_off("The cell was stopped.")
 
     def on_input_reply(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Hand the user's answer to the ``input()`` that waits for it."""
@@ -157,18 +199,17 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def on_snapshot(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Say what this rank is doing."""
         running = self.runner.running
-        content: dict[str, Any] = {"status": "ok", "pid": os.getpid()}
-        if running is not None:
-            content |= {"cell": running[0], "seconds": time.time() - running[1]}
-            content["stack"] = self._main_stack()
-        if torch.cuda.is_initialized():
-            content["gpu_bytes"] = torch.cuda.memory_allocated()
-        self._reply(stream, f"{wire.SNAPSHOT_REQUEST}_reply", content, parent, ident)
-
-    def _main_stack(self) -> list[str]:
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        summaries = traceback.extract_stack(frame) if frame is not None else []
-        return [f"{s.filename}:{s.lineno} {s.name}" for s in summaries]
+        label, since = running if running is not None else (None, 0.0)
+        snapshot = Snapshot(
+            rank=self.recovery.guard.rank,
+            pid=os.getpid(),
+            label=label,
+            cell_id=self.runner.cell_id,
+            seconds=time.time() - since if label else 0.0,
+            stack=frames_of(_main_frame()) if label else (),
+            gpu_bytes=torch.cuda.memory_allocated() if torch.cuda.is_initialized() else None,
+        )
+        self._reply(stream, f"{wire.SNAPSHOT_REQUEST}_reply", asdict(snapshot), parent, ident)
 
     # ipykernel's own habits, changed ----------------------------------------------------------
 
@@ -200,18 +241,30 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         """Leave SIGINT to `Interrupts`."""
 
 
+def _main_frame() -> FrameType | None:
+    return sys._current_frames().get(threading.main_thread().ident or 0)
+
+
 class RankEngine(IPEngine):  # type: ignore[misc]
     """The engine application of a rank."""
 
     folder: SessionFolder
     rank_log: RankLog
+    recovery: Recovery
     pipe: int
     log_bytes: int
     names: dict[str, Any]
 
     @classmethod
     def for_rank(
-        cls, *, folder: SessionFolder, spec: AgentSpec, rank: int, pipe: int, log: RankLog
+        cls,
+        *,
+        folder: SessionFolder,
+        spec: AgentSpec,
+        rank: int,
+        pipe: int,
+        log: RankLog,
+        recovery: Recovery,
     ) -> RankEngine:
         """Return the engine of *rank*, not started yet."""
         without_debugger()
@@ -226,6 +279,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         )
         engine.config.ProfileDir.location = str(folder.path)
         engine.folder, engine.rank_log, engine.pipe = folder, log, pipe
+        engine.recovery = recovery
         engine.log_bytes = spec.config["log_bytes"]
         return engine
 
@@ -235,7 +289,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         recorder = Recorder(self.rank_log, self.pipe, kernel.publish_batch, self.log_bytes)
         interrupts = Interrupts()
         inputs = InputRelay(kernel.publish, lambda: kernel.runner.cell_id)
-        kernel.attach(self.folder, recorder, interrupts, inputs)
+        kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery)
         kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()
         inputs.install()

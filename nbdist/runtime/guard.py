@@ -39,7 +39,14 @@ from typing import Any, Literal, NoReturn, Protocol
 
 import torch
 
-from nbdist.errors import NbdistError
+from nbdist.errors import (
+    CollectiveAborted,
+    CollectiveError,
+    CollectiveMismatch,
+    CollectiveTimeout,
+    Kind,
+    PeerFailed,
+)
 from nbdist.runtime import torch_private
 from nbdist.runtime.hooks import Call, Hooks, Issue
 from nbdist.runtime.hooks import hooks as the_hooks
@@ -54,7 +61,6 @@ from nbdist.runtime.table import (
     WENT_ON,
     Cancellation,
     GroupKey,
-    Kind,
     Record,
     Slot,
     Table,
@@ -78,32 +84,6 @@ _LIBRARIES = tuple(
     | {str(Path(__file__).parent), "<"}
 )
 _CELL_PREFIXES = ("In[", "run[")
-
-
-class CollectiveError(NbdistError):
-    """A collective could not be completed; the variables of this rank are as they were."""
-
-
-class CollectiveMismatch(CollectiveError):
-    """The ranks of a group called different things where they have to call the same."""
-
-
-class PeerFailed(CollectiveError):
-    """Another rank will not come to the collective that this one is in.
-
-    Attributes:
-        culprit: The rank at which it began; -1 for nobody's.
-        kind: What happened there.
-    """
-
-    def __init__(self, message: str, culprit: int = -1, kind: Kind = "failed") -> None:
-        super().__init__(message)
-        self.culprit = culprit
-        self.kind = kind
-
-
-class CollectiveTimeout(CollectiveError, RuntimeError):
-    """The timeout of the group was over before every rank had come; torch has a RuntimeError."""
 
 
 class StoreLike(Protocol):
@@ -441,7 +421,8 @@ class Guard:
         To be called where an exception leaves a cell, before `cancel`.
         """
         cancellation = self.cancellation()
-        if not isinstance(exc, RuntimeError) or isinstance(exc, CollectiveError):
+        is_native = isinstance(exc, RuntimeError) and not isinstance(exc, CollectiveError)
+        if not is_native and not isinstance(exc, CollectiveAborted):
             return exc
         if cancellation is None or cancellation.of == self.rank:
             return exc

@@ -3,7 +3,8 @@
     dist.*, DDP's reducer, FSDP2, DTensor, functional ──▶ c10d operator ──▶ hook ──▶ native group
 
 The hook hands each call to one listener (the guard) and sends it to the group that stands in for
-the one named, where there is one (the lifeline's, after a rebuild). One such set per process.
+the one named, where there is one (the lifeline's, after a rebuild). What the native call returns
+goes past one waiter, which may wait for it in Python. One such set per process.
 
 Not seen: calls on a backend object itself, and store operations (rendezvous, `new_group`).
 """
@@ -39,6 +40,7 @@ class Call:
 
 Issue = Callable[[], Any]
 Listener = Callable[[Call, Issue], Any]
+Waiter = Callable[[Call, Any], Any]
 
 
 class Hooks:
@@ -46,6 +48,7 @@ class Hooks:
 
     def __init__(self) -> None:
         self.listener: Listener | None = None
+        self.waiter: Waiter | None = None
         self._stand_ins: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
         self._library: Any = None
 
@@ -85,10 +88,14 @@ class Hooks:
             sent = args
             if replacement is not None:
                 sent = (*args[:place], replacement.boxed(), *args[place + 1 :])
-            if self.listener is None:
+            if self.listener is None and self.waiter is None:
                 return op.redispatch(keys & below, *sent, **kwargs)
             call = Call(name, group, {**dict(zip(names, args, strict=False)), **kwargs})
-            return self.listener(call, lambda: op.redispatch(keys & below, *sent, **kwargs))
+            if self.listener is None:
+                result = op.redispatch(keys & below, *sent, **kwargs)
+            else:
+                result = self.listener(call, lambda: op.redispatch(keys & below, *sent, **kwargs))
+            return result if self.waiter is None else self.waiter(call, result)
 
         return kernel
 

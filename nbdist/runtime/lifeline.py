@@ -35,12 +35,12 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from nbdist.errors import NbdistError
+from nbdist.errors import CollectiveAborted, RebuildError
 from nbdist.runtime import torch_private
-from nbdist.runtime.guard import CollectiveError
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
 from nbdist.runtime.torch_private import ProcessGroup, Store
+from nbdist.runtime.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,6 @@ ABORT_TIMEOUT_S = 10.0
 POLL_S = (0.0005, 0.01)
 
 Sockets = dict[int, str]  # file descriptor -> "socket:[inode]"
-
-
-class CollectiveAborted(CollectiveError):
-    """A collective was cut off; its tensors may hold partial results."""
-
-
-class RebuildError(NbdistError):
-    """The groups could not be made anew, because a rank did not come."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +144,7 @@ class Lifeline:
         self._before: Sockets | None = None  # while a group or a store is being made
         self._ddp_modules: weakref.WeakSet[Any] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
+        self._waiting = Waiting(self.raise_if_aborted)
 
     def __repr__(self) -> str:
         state = "aborted" if self._aborted else "ready"
@@ -163,7 +156,9 @@ class Lifeline:
         if self._undo:
             return
         self._hooks.install()
+        self._hooks.waiter = self._waiting.around
         self._undo = [
+            self._wait_natively,
             torch_private.wrap_group_maker(self._watched),
             torch_private.watch_ddp(self._ddp_modules.add),
         ]
@@ -172,6 +167,9 @@ class Lifeline:
         """Watch nothing any more; may be called twice."""
         while self._undo:
             self._undo.pop()()
+
+    def _wait_natively(self) -> None:
+        self._hooks.waiter = None
 
     def open_store(self, host: str, port: int, timeout: timedelta) -> Store:
         """Connect to the store; an abort frees those who wait in it, too."""
@@ -362,7 +360,11 @@ class Lifeline:
                 backend = self._kinds[name].make(store, group, timeout, connect)
             torch_private.add_backend(fresh, group, name, backend)
         torch_private.name_group(fresh, group)
-        self._hooks.stand_in(group, fresh)  # the one before goes, with its threads and sockets
+        before = self._hooks.in_use(group)
+        self._hooks.stand_in(group, fresh)
+        if before is not group:
+            _let_go([before])
+            del before
         torch_private.set_group_store(group, store)
 
     # Whose sockets these are --------------------------------------------------------------------
@@ -443,6 +445,15 @@ def _recipe(group: ProcessGroup, hooks: Hooks) -> GroupRecipe:
         description=group.group_desc,
         timeout_s=timeout.total_seconds(),
     )
+
+
+def _let_go(groups: list[ProcessGroup]) -> None:
+    """Drop native groups, with their threads and sockets, where nobody has to wait for that.
+
+    The last reference to a group joins gloo's threads, and one of them may be stuck (`waiting`)
+    until the group's timeout. The thread is a daemon: it ends with the group.
+    """
+    threading.Thread(target=groups.clear, name="nbdist-let-go", daemon=True).start()
 
 
 def _abort_watched(

@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nbdist.errors import Kind
+
 PAGE = 4096
 CHUNK_BYTES = 2**26  # mapped at a time; what is never touched takes no memory
 SLOT_BYTES = 2**20  # a slot's rings shrink so that it stays about this small
@@ -46,7 +48,6 @@ REASON_BYTES = 944
 ASYNC, WENT_ON, ABANDONED = 1, 2, 4  # flags of a record
 IDLE, WAITING, ISSUED = 0, 1, 2  # phases of a member
 
-Kind = Literal["failed", "died", "stopped", "mismatch"]
 Phase = Literal["idle", "waiting", "issued"]
 _KINDS: tuple[Kind, ...] = ("failed", "died", "stopped", "mismatch")
 _PHASES: tuple[Phase, ...] = ("idle", "waiting", "issued")

@@ -22,7 +22,7 @@ from types import CodeType
 from typing import Any
 
 import torch
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore, Work
 from torch.distributed import distributed_c10d as c10d
 
 READ_IN = "2.13.0"
@@ -80,6 +80,7 @@ def _wanted() -> list[tuple[str, str]]:
         ("guard", f"{group}.unbox"),
         ("abort", "distributed.distributed_c10d._new_process_group_helper"),
         ("abort", "distributed.distributed_c10d._world.pg_map"),
+        ("abort", "_C._distributed_c10d.Work.unbox"),
         ("rebuild", f"{group}.boxed"),
         ("rebuild", f"{group}._set_group_desc"),
         ("rebuild", f"{group}._register_backend"),
@@ -141,6 +142,11 @@ def keys_below_hook() -> Any:
 def unbox(boxed: Any) -> ProcessGroup:
     """Return the process group that an operator got as an argument."""
     return boxed if isinstance(boxed, ProcessGroup) else ProcessGroup.unbox(boxed)
+
+
+def unbox_work(boxed: Any) -> Any:
+    """Return the `Work` that an operator gave back; ``None`` where it gave none."""
+    return Work.unbox(boxed) if isinstance(boxed, torch.ScriptObject) else None
 
 
 def is_real(value: Any) -> bool:

@@ -21,13 +21,15 @@ from nbdist.errors import SessionError, TransferError
 from nbdist.launchers import start as launching
 from nbdist.launchers.launcher import connection_file
 from nbdist.packing import ValueFolder
+from nbdist.processes import exit_words
 from nbdist.sessions import transport
 from nbdist.sessions.ranks import parse_ranks
+from nbdist.sessions.recovery import Recovery
 from nbdist.sessions.run import Run
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.sessions.values import RankValues, tensor_from
 from nbdist.view import name_ranks
-from nbdist.wire import CellError, CellRequest
+from nbdist.wire import CellError, CellRequest, Snapshot
 
 MAX_VALUE_BYTES = 2**30
 INTERRUPT_S = 5.0  # how long an interrupted cell may take to end
@@ -71,6 +73,8 @@ class Session:
         self._client = client
         self._numbers = itertools.count(1)
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
+        self._unanswered: dict[str, set[int]] = {}  # cell id -> ranks that have not replied
+        self._recovery = Recovery(processes.folder.session_id, processes, client)
         self._lock = threading.Lock()
         self._is_stopped = False
         self._folder = ValueFolder(processes.folder.shared_memory(), processes.folder.path)
@@ -114,6 +118,17 @@ class Session:
     def dead_ranks(self) -> tuple[int, ...]:
         """Ranks whose process is gone."""
         return tuple(sorted(self._processes.exits))
+
+    @property
+    def living_ranks(self) -> tuple[int, ...]:
+        """Ranks whose process is there."""
+        return tuple(rank for rank in range(self.world_size) if rank not in self.dead_ranks)
+
+    @property
+    def busy_ranks(self) -> tuple[int, ...]:
+        """Living ranks that have not answered an earlier cell, given up on or not."""
+        busy = {rank for waiting in list(self._unanswered.values()) for rank in waiting}
+        return tuple(rank for rank in self.living_ranks if rank in busy)
 
     @property
     def is_stopped(self) -> bool:
@@ -162,21 +177,37 @@ class Session:
         )
         run = Run(request, self._unpack, self.interrupt)
         self._runs[request.cell_id] = run
-        content = wire.to_json(request)
-        self._send_cell(run, content)
+        self._settle_first()
+        self._send_cell(run, wire.to_json(request))
         for rank in set(targets) & set(self.dead_ranks):  # it may have died a moment ago
             run.note_death(rank, self._death(rank))
         return run
 
     def _send_cell(self, run: Run, content: Mapping[str, Any]) -> None:
-        client = self._client
+        client, unanswered = self._client, self._unanswered
+        waiting = unanswered[run.request.cell_id] = set(run.ranks)
+        keep_alive = run  # an abandoned run must hear its late replies
 
         def hear(message: Message) -> None:
-            run.hear(message)
-            if run.done:
+            keep_alive.hear(message)
+            if message.kind == wire.CELL_REPLY:
+                waiting.discard(message.rank)
+                if message.content["status"] != "ok":
+                    self._recovery.note_failure()
+            if keep_alive.done and not waiting - set(self.dead_ranks):
+                unanswered.pop(keep_alive.request.cell_id, None)
                 client.forget(message.request_id)
 
         client.request(run.ranks, wire.CELL_REQUEST, content, hear)
+
+    def _settle_first(self) -> None:
+        """Let all ranks agree to go on after a failure, before what is sent to them next.
+
+        Not while one is dead, and not while one is busy with an earlier cell: the others can run
+        cells meanwhile, and their collectives say what is wrong.
+        """
+        if self._recovery.is_due and not self.dead_ranks and not self.busy_ranks:
+            self._recovery.settle(tuple(range(self.world_size)))
 
     def select(self, ranks: RankSpec) -> tuple[int, ...]:
         """Return the ranks that *ranks* names, dead ones as well.
@@ -194,17 +225,20 @@ class Session:
         targets = self.select(ranks)
         dead = sorted(set(targets) & set(self.dead_ranks))
         if dead:
-            alive = [rank for rank in range(self.world_size) if rank not in self.dead_ranks]
             raise SessionError(
                 f"{name_ranks(dead)} cannot run this: rank {dead[0]} {self._death(dead[0])}.\n"
-                + (
-                    f"Run it on the others with `%%dist {','.join(map(str, alive))}`, or "
-                    if alive
-                    else ""
-                )
-                + "`%dist restart` for a fresh set of ranks (which loses their variables)."
+                + self._way_out()
             )
         return targets
+
+    def _way_out(self) -> str:
+        living = ",".join(map(str, self.living_ranks))
+        if not living:
+            return "`%dist restart` starts a fresh set of ranks."
+        return (
+            "`%dist recover` puts a fresh rank in its place, and the others keep their variables; "
+            f"`%%dist {living}` runs a cell on the others alone."
+        )
 
     def _check_alive(self) -> None:
         if self._is_stopped:
@@ -217,8 +251,9 @@ class Session:
 
     def interrupt(self, run: Run) -> None:
         """Stop *run* on the ranks where it is not over; returns at once."""
-        content = {"cell_ids": [run.request.cell_id]}
-        for rank in run.running_ranks:
+        meeting = self._recovery.open_meeting
+        content = {"cell_ids": [run.request.cell_id, *([meeting] if meeting else [])]}
+        for rank in self.living_ranks if meeting else run.running_ranks:
             self._client.control(rank, wire.INTERRUPT_REQUEST, content)
 
     def stop_run(
@@ -256,6 +291,37 @@ class Session:
     def answer_input(self, rank: int, answer: Mapping[str, Any]) -> None:
         """Send the user's answer to the ``input()`` of *rank*: ``text`` or ``error``."""
         self._client.control(rank, wire.INPUT_REPLY, answer)
+
+    # After a failure --------------------------------------------------------------------------
+
+    def recover(self) -> tuple[int, ...]:
+        """Put a fresh rank in the place of each dead one; the others keep all they have.
+
+        Also lets the ranks agree to go on after a failed cell, which the next cell does anyway.
+
+        Returns:
+            The ranks that were replaced.
+
+        Raises:
+            SessionError: All ranks are dead, one is busy, or a fresh one does not come up.
+        """
+        self._check_alive()
+        dead, living = self.dead_ranks, self.living_ranks
+        if not living:
+            raise SessionError(
+                "All ranks are dead, and their variables with them: nothing is left to recover.\n"
+                "`%dist restart` starts anew with the same configuration."
+            )
+        if busy := self.busy_ranks:
+            raise SessionError(
+                f"{name_ranks(busy)} still run a cell: stop it (■), then `%dist recover` again.\n"
+                "`%dist status` says what they do."
+            )
+        if dead:
+            self._recovery.replace(dead, living)
+        else:
+            self._recovery.wait(self._recovery.settle(living))
+        return dead
 
     # Values -----------------------------------------------------------------------------------
 
@@ -326,6 +392,7 @@ class Session:
 
         cell_id = f"{self.session_id}-{next(self._numbers)}"
         content = {**content, "cell_id": cell_id}
+        self._settle_first()
         request_id = self._client.request(targets, wire.VALUE_REQUEST, content, hear, buffers)
         try:
             with changed:
@@ -338,6 +405,7 @@ class Session:
         finally:
             self._client.forget(request_id)
         if problem := self._problem_of(targets, replies):
+            self._recovery.note_failure()
             for message in replies.values():
                 if message.content.get("value"):
                     packing.discard(message.content["value"])
@@ -374,11 +442,11 @@ class Session:
         memory = resident_bytes(pid)
         if not asked.wait(SNAPSHOT_S):
             return RankState(rank, pid, "no answer: busy in a C call", memory, None)
-        content = asked.result()["content"]
+        snapshot = Snapshot.from_json(asked.result()["content"])
         state = "idle"
-        if "cell" in content:
-            state = f"running {content['cell']} for {content['seconds']:.0f} s"
-        return RankState(rank, pid, state, memory, content.get("gpu_bytes"))
+        if snapshot.label is not None:
+            state = f"running {snapshot.label} for {snapshot.seconds:.0f} s"
+        return RankState(rank, pid, state, memory, snapshot.gpu_bytes)
 
     def log_tail(self, rank: int, num_lines: int) -> str:
         """Return the last *num_lines* lines of the log of *rank*."""
@@ -399,7 +467,7 @@ class Session:
         event = self._processes.exits.get(rank)
         if event is None:
             return "is gone: the agent that watched it has ended"
-        return launching.exit_words(event["code"])
+        return exit_words(event["code"])
 
     def stop(self) -> None:
         """End all ranks and every other process of the session; may be called twice."""

@@ -52,6 +52,7 @@ class RankClient(Client):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._queue_handlers[wire.CELL_REPLY] = self._hear
         self._queue_handlers[wire.VALUE_REPLY] = self._hear
+        self._queue_handlers[wire.RECOVER_REPLY] = self._hear
         self._registration_callbacks.append(self._note_registration)
 
     def activate(self, *_: Any, **__: Any) -> None:
@@ -85,6 +86,23 @@ class RankClient(Client):  # type: ignore[misc]
                         f"Ranks {sorted(missing)} did not register with the controller within "
                         f"{CONNECT_TIMEOUT_S:.0f} s. Nothing was left running."
                     )
+                self._registered.wait(0.2)
+
+    def release(self, rank: int) -> None:
+        """Let the hub forget *rank*, whose process is gone; return when another may have its id.
+
+        Raises:
+            LaunchError: The controller does not answer.
+        """
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        content = {"id": rank}
+        self._io_loop.add_callback(
+            self.session.send, self._query_stream, "unregistration_request", content=content
+        )
+        with self._registered:
+            while rank in self._engines:
+                if time.monotonic() > deadline:
+                    raise LaunchError(f"The controller did not let go of rank {rank}.")
                 self._registered.wait(0.2)
 
     def request(

@@ -205,8 +205,8 @@ def test_a_rank_that_dies_on_the_way_ends_the_start_with_its_code_and_words(
         "def doomed():\n"
         "    os.write(2, b'rank one cannot go on\\n'); os._exit(9)\n"
         "import nbdist.rank.engine as engine\n"
-        "join = engine.join\n"
-        "engine.join = lambda spec, rank, at: doomed() if rank == 1 else join(spec, rank, at)\n"
+        "prepare = engine.prepare\n"
+        "engine.prepare = lambda spec, rank: doomed() if rank == 1 else prepare(spec, rank)\n"
     )
     path = poison(tmp_path, code)
 
@@ -223,7 +223,7 @@ def test_a_rank_that_dies_on_the_way_ends_the_start_with_its_code_and_words(
 def test_a_rank_that_is_killed_on_the_way_ends_the_start_with_the_signal(tmp_path: Path) -> None:
     code = (
         "import os\nimport nbdist.rank.engine as engine\n"
-        "engine.join = lambda spec, rank, address: os.kill(os.getpid(), 9)\n"
+        "engine.prepare = lambda spec, rank: os.kill(os.getpid(), 9)\n"
     )
     path = poison(tmp_path, code)
 

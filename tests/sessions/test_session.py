@@ -34,7 +34,8 @@ def shared_memory(session: Session) -> list[Path]:
     """Return the files of *session* that values have left in shared memory, or on disk."""
     folder = session._processes.folder
     loose = [path for path in folder.path.iterdir() if path.is_file() and path.suffix == ""]
-    return [*folder.shared_memory().glob("*"), *loose]
+    shared = [path for path in folder.shared_memory().glob("*") if path.suffix == ""]
+    return [*shared, *loose]
 
 
 # Where a cell runs -------------------------------------------------------------------------------

@@ -1,0 +1,253 @@
+"""What keeps a failure from costing state, as one rank has it: guard, lifeline and rescue together.
+
+    join                   before the first group is made
+    a cell fails ──▶ conclude ──▶ those who wait for this rank are freed and told why
+    SIGINT does nothing ──▶ cut_off ──▶ the native call ends
+    before the next cell ──▶ settle ──▶ all ranks agree, and make their groups anew where need be
+
+The parts know nothing of cells; this knows nothing of messages. Uses no process group to agree:
+those may be what is broken.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nbdist.errors import CollectiveAborted, CollectiveError, CollectiveMismatch, PeerFailed
+from nbdist.rank.failures import message_of
+from nbdist.rank.interrupts import has_interrupt
+from nbdist.runtime import torch_private
+from nbdist.runtime.guard import Guard, Mode
+from nbdist.runtime.lifeline import Lifeline
+from nbdist.runtime.rescue import Rescue
+from nbdist.runtime.table import Table
+from nbdist.wire import AgentSpec
+
+_LOST = re.compile(r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|gloo|NCCL")
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """How a cell ended, as far as other ranks have to do with it.
+
+    Attributes:
+        failure: What to show; ``None`` when it went well.
+        waited_for: The rank whose failure this one's is only a consequence of.
+        is_stopped: It ended because someone stopped it, here or on another rank.
+    """
+
+    failure: BaseException | None
+    waited_for: int | None = None
+    is_stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What had to be done before the ranks could go on.
+
+    Attributes:
+        rebuilt: Names of the groups that were made anew.
+        num_modules: DDP and FSDP2 modules that forgot a half-done step.
+    """
+
+    rebuilt: tuple[str, ...]
+    num_modules: int
+
+
+class Recovery:
+    """Guard, lifeline and rescue of this rank."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        lifeline: Lifeline,
+        spec: AgentSpec,
+        rank: int,
+        store_address: tuple[str, int],
+    ) -> None:
+        self.guard = guard
+        self.lifeline = lifeline
+        self._spec = spec
+        self._rank = rank
+        self._address = store_address
+        self._timeout = timedelta(seconds=spec.config["timeout_s"])
+        # Of its own: an abort cuts the store that the groups use.
+        self._meeting_store = torch_private.open_store(*store_address, self._timeout)
+        self._support = torch_private.probe()
+        self._aborted_before: str | None = None
+
+    @classmethod
+    def for_rank(
+        cls, spec: AgentSpec, rank: int, store_address: tuple[str, int], table: Path
+    ) -> Recovery:
+        """Return what *rank* needs, nothing of it at work yet."""
+        guard = Guard(Table(table), rank, spec.world_size, mode=mode_of(spec))
+        return cls(guard, Lifeline(), spec, rank, store_address)
+
+    def __repr__(self) -> str:
+        return f"<Recovery {self.guard!r} {self.lifeline!r}>"
+
+    @property
+    def limits(self) -> list[str]:
+        """What this torch does not allow; empty for one that has all names that are needed."""
+        support = self._support
+        lacking = [
+            text
+            for is_there, text in (
+                (support.guard, "collectives are not checked before they run"),
+                (support.abort, "a rank that is stuck in a native collective cannot be freed"),
+                (support.rebuild, "process groups cannot be made anew in place"),
+                (support.reset, "DDP and FSDP2 modules cannot be reset after a failed step"),
+            )
+            if not is_there
+        ]
+        if not lacking:
+            return []
+        return [*lacking, f"torch {support.version} lacks {', '.join(support.missing)}"]
+
+    def join(self, device: torch.device, generation: int, meeting: str | None) -> None:
+        """Join the process groups: make the world's at the start, or take a dead rank's place."""
+        if self._support.guard:
+            self.guard.install()
+        if self._support.abort and self._support.rebuild:
+            self.lifeline.install(generation=generation)
+            Rescue(self.guard, self.lifeline).start()
+        store = self._open_store()
+        if meeting is None:
+            self._make_world(torch_private.prefix_store(f"gen{generation}", store), device)
+            dist.all_reduce(torch.ones(1, device=device))
+            self.guard.take_counts()
+            return
+        self.guard.resync(self._meeting_store, meeting, is_broken=True)
+        self.lifeline.join(
+            lambda store: self._make_world(store, device),
+            store,
+            generation,
+            rank=self._rank,
+            world_size=self._spec.world_size,
+        )
+        self.guard.rebuilt()
+
+    def _make_world(self, store: Any, device: torch.device) -> None:
+        dist.init_process_group(
+            self._spec.backend,
+            store=store,
+            rank=self._rank,
+            world_size=self._spec.world_size,
+            timeout=self._timeout,
+            device_id=None if device.type == "cpu" else device,
+        )
+
+    def _open_store(self) -> Any:
+        return self.lifeline.open_store(*self._address, self._timeout)
+
+    # Around a cell ----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Say that a cell begins."""
+        self._aborted_before = self.lifeline.aborted
+        self.guard.take_counts()
+
+    def conclude(self, failure: BaseException | None, *, was_told_to_stop: bool) -> Conclusion:
+        """Say that the cell is over; where it failed, free the ranks that wait for this one.
+
+        Args:
+            failure: What the cell raised.
+            was_told_to_stop: This rank was told to stop it.
+        """
+        was_cut_off = self.lifeline.aborted is not None and self._aborted_before is None
+        if failure is None and was_cut_off:
+            try:
+                self.lifeline.raise_if_aborted()
+            except CollectiveAborted as exc:
+                failure = exc
+        if failure is None:
+            return Conclusion(None)
+        if was_cut_off or _is_lost_connection(failure):
+            failure = self.guard.explain(failure)
+        peer = failure if isinstance(failure, PeerFailed) else None
+        freed_by_stop = was_told_to_stop and (was_cut_off or isinstance(failure, CollectiveError))
+        is_interrupt = was_told_to_stop and has_interrupt(failure)
+        if freed_by_stop or is_interrupt or (peer and peer.kind == "stopped"):
+            self.guard.cancel(f"rank {self._rank} was stopped", kind="stopped")
+            return Conclusion(failure, is_stopped=True)
+        if peer is not None and peer.culprit not in (-1, self._rank):
+            self.guard.cancel(_first_line(peer), peer.culprit, kind=peer.kind)
+            return Conclusion(failure, waited_for=peer.culprit)
+        if isinstance(failure, CollectiveMismatch):  # so that the others show both calls as well
+            self.guard.cancel(message_of(failure), kind="mismatch")
+            return Conclusion(failure)
+        name = type(failure).__name__
+        self.guard.cancel(f"rank {self._rank} raised {name}: {_first_line(failure)}")
+        if is_out_of_memory(failure):
+            self._free_memory(failure)
+        return Conclusion(failure)
+
+    def _free_memory(self, failure: BaseException) -> None:
+        """Empty torch's cache, and add to *failure* how much memory there was."""
+        gc.collect()
+        if not torch.cuda.is_initialized():
+            return
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        failure.add_note(
+            "torch's cache was emptied: "
+            f"{free / 2**30:.2f} of {total / 2**30:.2f} GiB are free now."
+        )
+
+    def cut_off(self, reason: str) -> None:
+        """End whatever native call the main thread waits in; any thread may call."""
+        self.lifeline.abort(reason, generation=self.lifeline.generation)
+
+    def settle(self, generation: int, meeting: str, *, must_rebuild: bool) -> Settled:
+        """Agree with all other ranks to go on; called on all of them, between two cells.
+
+        Args:
+            generation: Of the groups, where they have to be made anew; never used before.
+            meeting: Names this agreement, alike on all ranks and never used before.
+            must_rebuild: Make the groups anew in any case: a fresh rank is to join them.
+
+        Raises:
+            PeerFailed: One of the ranks has died meanwhile.
+            CollectiveTimeout: One of them did not come.
+            RebuildError: Likewise, while the groups were made.
+        """
+        is_broken = must_rebuild or self.lifeline.aborted is not None
+        outcome = self.guard.resync(self._meeting_store, meeting, is_broken=is_broken)
+        rebuilt: tuple[str, ...] = ()
+        if outcome.needs_rebuild:
+            rebuilt = self.lifeline.rebuild(self._open_store(), generation)
+            self.guard.rebuilt()
+        return Settled(rebuilt, self.lifeline.reset_modules())
+
+
+def mode_of(spec: AgentSpec) -> Mode:
+    """Return the guard's mode that the configuration asks for."""
+    mode: Any = spec.config["guard"]
+    if mode != "auto":
+        return mode  # type: ignore[no-any-return]
+    return "on" if spec.device == "cpu" else "trace"
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Whether memory could not be had: Python's, the CPU allocator's or CUDA's error."""
+    if isinstance(failure, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(failure, RuntimeError) and "can't allocate memory" in str(failure)
+
+
+def _is_lost_connection(failure: BaseException) -> bool:
+    """Whether *failure* is what a backend raises when a peer has gone, not the user's own error."""
+    return isinstance(failure, RuntimeError) and bool(_LOST.search(message_of(failure)))
+
+
+def _first_line(failure: BaseException) -> str:
+    return message_of(failure).partition("\n")[0]

@@ -1,0 +1,170 @@
+"""Let the ranks go on after a failure: together, and with a fresh rank in the place of a dead one.
+
+a cell failed ──▶ note_failure ──▶ before the next one: settle (queued on every rank, not awaited)
+a rank is dead ──▶ replace: the hub forgets it ──▶ the agent forks ──▶ all ranks make their groups
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbdist import wire
+from nbdist.errors import SessionError
+from nbdist.launchers.start import Processes, describe_exit
+from nbdist.sessions.transport import Message, RankClient
+from nbdist.view import name_ranks
+
+SETTLE_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Settling:
+    """One agreement of the ranks to go on.
+
+    Attributes:
+        meeting: Names it.
+        generation: Of the process groups, where they were made anew.
+        ranks: Those that have to answer.
+        replies: What they said, by rank.
+    """
+
+    meeting: str
+    generation: int
+    ranks: tuple[int, ...]
+    replies: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every rank has answered."""
+        return len(self.replies) == len(self.ranks)
+
+    @property
+    def problem(self) -> str | None:
+        """What some rank could not do; ``None`` as long as nothing went wrong."""
+        for rank, content in sorted(self.replies.items()):
+            if content["status"] != "ok":
+                return f"rank {rank}: {content['error']}"
+        return None
+
+
+class Recovery:
+    """What a session knows of failures that the ranks have not settled yet."""
+
+    def __init__(self, session_id: str, processes: Processes, client: RankClient) -> None:
+        self._session_id = session_id
+        self._processes = processes
+        self._client = client
+        self._numbers = itertools.count(1)
+        self._changed = threading.Condition()
+        self._is_due = False
+        self._current: Settling | None = None
+
+    def __repr__(self) -> str:
+        return f"<Recovery {'due' if self._is_due else 'not due'}>"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the ranks have to agree before they can use their groups again."""
+        return self._is_due
+
+    def note_failure(self) -> None:
+        """Say that a cell has failed on some rank; any thread may."""
+        self._is_due = True
+
+    @property
+    def open_meeting(self) -> str | None:
+        """Name of the agreement that is under way, to interrupt it; ``None`` where none is."""
+        current = self._current
+        return None if current is None or current.is_over else current.meeting
+
+    def settle(self, ranks: tuple[int, ...], *, must_rebuild: bool = False) -> Settling:
+        """Tell *ranks* to agree, before whatever they are told next; returns at once."""
+        number = next(self._numbers)
+        settling = Settling(f"settle/{self._session_id}/{number}", number, ranks)
+        content = {
+            "meeting": settling.meeting,
+            "generation": settling.generation,
+            "must_rebuild": must_rebuild,
+        }
+        self._is_due = False
+
+        def hear(message: Message) -> None:
+            with self._changed:
+                settling.replies[message.rank] = message.content
+                if settling.problem is not None:
+                    self._is_due = True
+                if settling.is_over:
+                    self._client.forget(message.request_id)
+                self._changed.notify_all()
+
+        self._current = settling
+        self._client.request(ranks, wire.RECOVER_REQUEST, content, hear)
+        return settling
+
+    def wait(self, settling: Settling, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
+        """Wait until all ranks have agreed.
+
+        Raises:
+            SessionError: They could not.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not settling.is_over and settling.problem is None:
+                if set(settling.ranks) & set(self._processes.exits):
+                    break
+                if time.monotonic() > deadline:
+                    missing = sorted(set(settling.ranks) - set(settling.replies))
+                    raise SessionError(
+                        f"{name_ranks(missing)} did not come within {timeout_s:.0f} s to agree to "
+                        "go on.\n`%dist status` says what they do; `%dist restart` starts anew."
+                    )
+                self._changed.wait(0.1)
+        if settling.problem is not None:
+            raise SessionError(
+                f"The ranks could not agree to go on.\n{settling.problem}\n"
+                "`%dist recover` tries again; `%dist restart` starts anew."
+            )
+
+    def replace(self, dead: tuple[int, ...], living: tuple[int, ...]) -> Settling:
+        """Put fresh ranks in the place of *dead* ones; return when all groups are whole again.
+
+        Raises:
+            SessionError: A fresh rank did not come up; the living ones keep their variables.
+        """
+        for rank in dead:
+            self._client.release(rank)
+        settling = self.settle(living, must_rebuild=True)
+        self._processes.joined -= set(dead)
+        for rank in dead:
+            self._processes.link.send(
+                "spawn", rank=rank, generation=settling.generation, meeting=settling.meeting
+            )
+        self._wait_for_fresh(dead)
+        self._client.wait_for_ranks(dead, self._processes.start_failure)
+        self.wait(settling)
+        return settling
+
+    def _wait_for_fresh(self, ranks: tuple[int, ...]) -> None:
+        processes = self._processes
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        has_begun = set(ranks) - set(processes.exits)
+        with processes.changed:
+            while not set(ranks) <= processes.joined:
+                has_begun |= set(ranks) - set(processes.exits)
+                for rank in has_begun & set(processes.exits):
+                    self._is_due = True
+                    raise SessionError(
+                        "The fresh rank ended before it had joined the others.\n"
+                        + describe_exit(processes.exits[rank])
+                    )
+                if processes.is_agent_lost or time.monotonic() > deadline:
+                    raise SessionError(
+                        f"{name_ranks(ranks)} did not come up within {SETTLE_TIMEOUT_S:.0f} s.\n"
+                        "`%dist logs` shows what it wrote; `%dist restart` starts anew."
+                    )
+                processes.changed.wait(0.2)
