@@ -68,7 +68,7 @@ class ValueFolder:
 
     def write(self, data: memoryview) -> Path:
         """Write *data* to a new file, readable by this user only."""
-        path = self._place(data.nbytes) / secrets.token_hex(8)
+        path = self.for_size(data.nbytes) / secrets.token_hex(8)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             rest = data.cast("B")  # written, not mapped: a full /dev/shm is an error, not a SIGBUS
@@ -84,7 +84,8 @@ class ValueFolder:
             os.close(fd)
         return path
 
-    def _place(self, size_bytes: int) -> Path:
+    def for_size(self, size_bytes: int) -> Path:
+        """Return the folder that has room for so many bytes."""
         try:
             self._shared.mkdir(mode=0o700, exist_ok=True)
             room = os.statvfs(self._shared)

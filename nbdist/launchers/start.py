@@ -6,10 +6,11 @@ start ──▶ agent (imports torch, forks ranks) ─┐
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ class Processes:
     link: AgentLink = field(init=False)
     cluster: Any = None
     controller: ProcessId | None = None
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _state: Event = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.link = AgentLink(self.folder, self._hear)
@@ -90,6 +93,8 @@ class Processes:
             elif kind == "exited":
                 self.joined.discard(event["rank"])
                 self.exits[event["rank"]] = event
+            elif kind == "state":
+                self._state = event
             elif kind == "failed":
                 self.failure = event["error"]
             elif kind in ("lost", "stopped"):
@@ -97,6 +102,28 @@ class Processes:
             self.changed.notify_all()
         if kind in ("exited", "lost"):
             self.on_exit(event)
+
+    def ask_state(self, timeout_s: float) -> Event:
+        """Return what the agent sees of the ranks: their calls, and whose process is stopped.
+
+        Empty where it does not answer within *timeout_s*.
+        """
+        number = next(self._numbers)
+        with self.changed:
+            try:
+                self.link.send("state", number=number)
+            except OSError:
+                return {}
+            self.changed.wait_for(lambda: self._state.get("number", -1) >= number, timeout_s)
+            return self._state if self._state.get("number") == number else {}
+
+    def kill(self, ranks: Iterable[int]) -> None:
+        """End the processes of *ranks*, and return when they are gone."""
+        doomed = set(ranks)
+        for rank in doomed:
+            self.link.send("kill", rank=rank)
+        with self.changed:
+            self.changed.wait_for(lambda: doomed <= set(self.exits), STOP_TIMEOUT_S)
 
     def start_failure(self) -> str | None:
         """Say what has gone wrong with the start so far, if anything has."""

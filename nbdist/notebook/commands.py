@@ -29,6 +29,10 @@ HELP = """\
 %dist stop | restart             end the ranks | end them and start anew with the same config
 %dist config                     the resolved configuration
 %dist seed N                     reseed all ranks
+%dist recover                    a fresh rank in the place of each dead one; the others keep all
+%dist restart --ranks 1          end rank 1 and put a fresh one in its place
+%dist check NAME [--repair --from RANK]   are the replicas of a variable equal on all ranks
+%dist guard [on|trace|off]       check collectives before they run
 %dist pull EXPR [-r RANKS] [-o NAME] [--yes]   bring a variable of the ranks here
 %dist push NAME ... [-r RANKS]   send variables of the notebook to the ranks
 %dist logs [-r RANKS] [-n LINES] the end of each rank's log
@@ -64,6 +68,9 @@ class Commands:
             "start": self._start,
             "stop": self._stop,
             "restart": self._restart,
+            "recover": self._recover,
+            "check": self._check,
+            "guard": self._guard,
             "status": self._status,
             "config": self._config,
             "seed": self._seed,
@@ -169,10 +176,43 @@ class Commands:
         return self._say(f"{ranks} stopped")
 
     def _restart(self, line: str) -> None:
-        verb_parser("restart").read(line)
-        config = current.get().config
+        found = verb_parser("restart", ranks=True).read(line)
+        session = current.get()
+        if found.ranks is not None:
+            return self._say(str(session.restart_ranks(found.ranks)))
+        config = session.config
         current.stop()
-        self._launch(config)
+        return self._launch(config)
+
+    def _recover(self, line: str) -> None:
+        verb_parser("recover").read(line)
+        self._say(str(current.get().recover()))
+
+    def _check(self, line: str) -> None:
+        parser = verb_parser("check")
+        parser.add_argument("expression", nargs="+", metavar="NAME")
+        parser.add_argument("--repair", action="store_true")
+        parser.add_argument("--from", dest="source", type=int, metavar="RANK")
+        found = parser.read(line, is_code=True)
+        if found.repair != (found.source is not None):
+            parser.error("--repair and --from RANK go together: RANK is the one that is right")
+        expression = " ".join(found.expression)
+        self._run_quietly(check_code(expression, found.source))
+
+    def _guard(self, line: str) -> None:
+        parser = verb_parser("guard")
+        parser.add_argument("mode", nargs="?", choices=["on", "trace", "off"])
+        mode = parser.read(line).mode
+        self._run_quietly(f"print('guard', nbdist.guard({mode!r}))")
+
+    def _run_quietly(self, code: str) -> None:
+        """Run code of ours on all ranks and show what it prints."""
+        from nbdist.notebook import cells
+
+        session = current.get()
+        with StopButton() as button:
+            run = session.run(code, want_value=False)
+            cells.follow(session, run, self.shell, button)
 
     def _status(self, line: str) -> None:
         verb_parser("status").read(line)
@@ -191,13 +231,9 @@ class Commands:
         parser = verb_parser("seed")
         parser.add_argument("seed", type=int, metavar="N")
         seed = parser.read(line).seed
-        from nbdist.notebook import cells
-
         session = current.get()
         per_rank = session.config.seed_per_rank
-        code = f"nbdist.set_seed(nbdist.rank_seed({seed}, rank, {per_rank!r}))"
-        with StopButton() as button:
-            cells.follow(session, session.run(code, want_value=False), self.shell, button)
+        self._run_quietly(f"nbdist.set_seed(nbdist.rank_seed({seed}, rank, {per_rank!r}))")
         self._say(f"seed {seed} ({per_rank}) on {name_ranks(range(session.world_size))}")
 
     def _help(self, line: str) -> None:
@@ -265,6 +301,13 @@ def with_first_line(line: str, cell: str) -> str:
     return f"# %%dist {line}".rstrip() + f"\n{cell}"
 
 
+def check_code(expression: str, source: int | None) -> str:
+    """Return the cell that compares *expression* on all ranks, or repairs it from rank *source*."""
+    if source is None:
+        return f"print(nbdist.check_replicas({expression}, name={expression!r}))"
+    return f"print(nbdist.repair_replicas({expression}, {source}, name={expression!r}))"
+
+
 def status_table(session: Any) -> str:
     """Return what every rank is doing, one line a rank."""
     header = ("rank", "pid", "memory", "GPU", "state")
@@ -279,4 +322,6 @@ def status_table(session: Any) -> str:
         for row in rows
     ]
     trouble = [f"trouble: {session.trouble}"] if session.trouble else []
-    return "\n".join([f"{session.summary} · session {session.session_id}", *lines, *trouble])
+    limits = [f"not with this torch: {limit}" for limit in session.limits]
+    first = f"{session.summary} · session {session.session_id}"
+    return "\n".join([first, *lines, *trouble, *limits])

@@ -96,6 +96,7 @@ def run(birth: Birth) -> int:
         folder=birth.folder, spec=spec, rank=rank, pipe=birth.pipe, log=log, recovery=recovery
     )
     engine.names = namespace(spec, rank, device)
+    engine.is_fresh = birth.meeting is not None
     engine.initialize([])
     engine.start()
     return 0

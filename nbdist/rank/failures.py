@@ -66,7 +66,7 @@ def frames_of(frame: FrameType | None) -> tuple[Frame, ...]:
     ]
     steps.reverse()
     first = next((i for i, step in enumerate(steps) if is_cell(step[0])), len(steps))
-    return tuple(_frame(*step) for step in steps[first:][-MAX_FRAMES:])
+    return tuple(_frame(*step) for step in _both_ends(steps[first:]))
 
 
 def message_of(exception: BaseException) -> str:
@@ -93,11 +93,12 @@ def _frames(exception: BaseException) -> tuple[Frame, ...]:
                 is_cell=True,
             ),
         )
-    summaries = list(_user_part(exception.__traceback__))
-    if len(summaries) > MAX_FRAMES:
-        half = MAX_FRAMES // 2
-        summaries = summaries[:half] + summaries[-half:]
-    return tuple(_frame(filename, line, name) for filename, line, name in summaries)
+    return tuple(_frame(*step) for step in _both_ends(_user_part(exception.__traceback__)))
+
+
+def _both_ends(steps: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+    half = MAX_FRAMES // 2
+    return steps if len(steps) <= MAX_FRAMES else steps[:half] + steps[-half:]
 
 
 def _user_part(tb: TracebackType | None) -> list[tuple[str, int, str]]:

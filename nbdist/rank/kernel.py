@@ -35,7 +35,9 @@ from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
 from nbdist.rank.logs import RankLog
 from nbdist.rank.outputs import Recorder, install_streams
-from nbdist.rank.recovery import Recovery, Settled
+from nbdist.rank.placed import Place
+from nbdist.rank.recovery import Recovery
+from nbdist.rank.replicas import share
 from nbdist.rank.shell import CellCompiler, RankShell
 from nbdist.wire import AgentSpec, Snapshot
 
@@ -55,6 +57,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
 
     shell_class = Type(RankShell)
     compiler_class = Type(CellCompiler)
+    names: dict[str, Any]
 
     def attach(
         self,
@@ -70,6 +73,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.inputs = inputs
         self.folder = values.value_folder(folder)
         self.recovery = recovery
+        self.is_fresh = False
         self.runner = cells.CellRunner(self.shell, recorder, interrupts, recovery)
         self.parents: dict[str, Any] = {}
         self.log.setLevel(logging.ERROR)  # ipykernel describes every message, at some cost
@@ -137,17 +141,33 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         content: dict[str, Any]
         self.interrupts.enter(parent["content"]["meeting"])
         try:
-            settled = await self.interrupts.guard(self._settle(parent["content"]))
-            content = {"status": "ok", **asdict(settled)}
+            found = await self.interrupts.guard(self._settle(parent["content"]))
+            content = {"status": "ok", **found}
         except BaseException as exc:  # noqa: BLE001 - without a reply the notebook would wait for ever
             content = {"status": "error", "error": f"{type(exc).__name__}: {exc}"}
         finally:
             self.interrupts.leave()
         self._reply(stream, wire.RECOVER_REPLY, content, parent, ident)
 
-    async def _settle(self, content: Mapping[str, Any]) -> Settled:
-        return self.recovery.settle(
+    async def _settle(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        if content["action"] == "share":
+            return {"report": self._share()}
+        settled = self.recovery.settle(
             content["generation"], content["meeting"], must_rebuild=content["must_rebuild"]
+        )
+        return asdict(settled)
+
+    def _share(self) -> str:
+        """Give fresh ranks what the others have alike; a collective of all ranks."""
+        place = Place(self.recovery.guard.rank, self.names["device"])
+        is_fresh, self.is_fresh = self.is_fresh, False
+        return share(
+            self.shell.user_ns,
+            self.names,
+            place,
+            self.folder.for_size(0),
+            is_fresh=is_fresh,
+            modules=self.recovery.lifeline.ddp_modules,
         )
 
     def _reply(
@@ -207,6 +227,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             cell_id=self.runner.cell_id,
             seconds=time.time() - since if label else 0.0,
             stack=frames_of(_main_frame()) if label else (),
+            calls=self.recovery.unguarded_calls,
             gpu_bytes=torch.cuda.memory_allocated() if torch.cuda.is_initialized() else None,
         )
         self._reply(stream, f"{wire.SNAPSHOT_REQUEST}_reply", asdict(snapshot), parent, ident)
@@ -254,6 +275,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
     pipe: int
     log_bytes: int
     names: dict[str, Any]
+    is_fresh: bool
 
     @classmethod
     def for_rank(
@@ -290,6 +312,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         interrupts = Interrupts()
         inputs = InputRelay(kernel.publish, lambda: kernel.runner.cell_id)
         kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery)
+        kernel.names, kernel.is_fresh = self.names, self.is_fresh
         kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()
         inputs.install()

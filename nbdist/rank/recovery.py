@@ -25,12 +25,15 @@ from nbdist.errors import CollectiveAborted, CollectiveError, CollectiveMismatch
 from nbdist.rank.failures import message_of
 from nbdist.rank.interrupts import has_interrupt
 from nbdist.runtime import torch_private
+from nbdist.runtime.flight import flight_calls, forget_flight
 from nbdist.runtime.guard import Guard, Mode
+from nbdist.runtime.guard_mode import set_current
 from nbdist.runtime.lifeline import Lifeline
 from nbdist.runtime.rescue import Rescue
 from nbdist.runtime.table import Table
-from nbdist.wire import AgentSpec
+from nbdist.wire import AgentSpec, GroupCall
 
+REASON_S = 1.0
 _LOST = re.compile(r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|gloo|NCCL")
 
 
@@ -83,6 +86,7 @@ class Recovery:
         self._meeting_store = torch_private.open_store(*store_address, self._timeout)
         self._support = torch_private.probe()
         self._aborted_before: str | None = None
+        self._is_half_built = False
 
     @classmethod
     def for_rank(
@@ -113,10 +117,16 @@ class Recovery:
             return []
         return [*lacking, f"torch {support.version} lacks {', '.join(support.missing)}"]
 
+    @property
+    def unguarded_calls(self) -> tuple[GroupCall, ...]:
+        """Where this rank stands in its groups, as torch knows; empty while the guard knows."""
+        return flight_calls(self._rank) if self.guard.mode == "off" else ()
+
     def join(self, device: torch.device, generation: int, meeting: str | None) -> None:
         """Join the process groups: make the world's at the start, or take a dead rank's place."""
         if self._support.guard:
             self.guard.install()
+            set_current(self.guard)
         if self._support.abort and self._support.rebuild:
             self.lifeline.install(generation=generation)
             Rescue(self.guard, self.lifeline).start()
@@ -171,6 +181,8 @@ class Recovery:
                 failure = exc
         if failure is None:
             return Conclusion(None)
+        if _is_lost_connection(failure):  # the peer's end may be known here before its reason is
+            self.guard.table.wait_for_cancel(self.guard.cut, REASON_S)
         if was_cut_off or _is_lost_connection(failure):
             failure = self.guard.explain(failure)
         peer = failure if isinstance(failure, PeerFailed) else None
@@ -178,6 +190,8 @@ class Recovery:
         is_interrupt = was_told_to_stop and has_interrupt(failure)
         if freed_by_stop or is_interrupt or (peer and peer.kind == "stopped"):
             self.guard.cancel(f"rank {self._rank} was stopped", kind="stopped")
+            if not is_interrupt:
+                failure = KeyboardInterrupt().with_traceback(failure.__traceback__)
             return Conclusion(failure, is_stopped=True)
         if peer is not None and peer.culprit not in (-1, self._rank):
             self.guard.cancel(_first_line(peer), peer.culprit, kind=peer.kind)
@@ -221,11 +235,15 @@ class Recovery:
             RebuildError: Likewise, while the groups were made.
         """
         is_broken = must_rebuild or self.lifeline.aborted is not None
+        is_broken |= self._is_half_built
         outcome = self.guard.resync(self._meeting_store, meeting, is_broken=is_broken)
         rebuilt: tuple[str, ...] = ()
         if outcome.needs_rebuild:
+            self._is_half_built = True  # an interrupt may leave it so
             rebuilt = self.lifeline.rebuild(self._open_store(), generation)
+            self._is_half_built = False
             self.guard.rebuilt()
+            forget_flight()
         return Settled(rebuilt, self.lifeline.reset_modules())
 
 

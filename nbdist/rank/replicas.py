@@ -2,7 +2,7 @@
 
     survivors   survey ──▶ what each variable is, with a hash of its content
     all ranks   choose ──▶ Plan: what is equal everywhere, and why the rest is not copied
-    one of them write  ──▶ a file in shared memory: one pickle, so that what was one object stays one
+    one of them write  ──▶ a file in shared memory, see `parcels`
     fresh rank  read   ──▶ the same names, on its own device
     survivors   renew_reducers ──▶ DDP modules begin alike on all ranks
 
@@ -15,48 +15,26 @@ libraries keep in themselves; gradients, which begin empty as after ``zero_grad`
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import importlib
-import io
-import itertools
-import json
-import linecache
-import os
-import random
 import secrets
-import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
 
 from nbdist.errors import TransferError
-from nbdist.rank.by_value import (
-    CHUNK_BYTES,
-    CellHasher,
-    CellPickler,
-    CellUnpickler,
-    Namespace,
-    Place,
-    Uncopyable,
-    ddp_state,
-    set_ddp_state,
-)
+from nbdist.rank.by_value import CellHasher
+from nbdist.rank.definitions import Namespace, Uncopyable
+from nbdist.rank.parcels import Transfer, random_states, read, why_not, write
+from nbdist.rank.placed import Place, ddp_state, set_ddp_state
 from nbdist.runtime import all_gather_objects, broadcast_object_list
 
 Kind = Literal["module", "definition", "data", "random", "sharded", "refused"]
 
 # IPython's, and another on every rank; names that begin with `_` are left out as well.
 OF_IPYTHON = frozenset({"In", "Out", "get_ipython", "exit", "quit", "open"})
-#: Random states, beside the variables; no variable can have such a name.
-RANDOM_STATES = ("random state of Python", "random state of NumPy", "random state of torch")
 
 
 @dataclass(frozen=True)
@@ -100,7 +78,7 @@ class Plan:
     defined: frozenset[str]
     num_compared: int
 
-    def report(self, failed: Mapping[str, str] = {}) -> str:  # noqa: B006 - never changed
+    def report(self, failed: Mapping[str, str] = {}) -> str:
         """Say in two lines what is copied and what is not.
 
         Args:
@@ -125,21 +103,6 @@ class Plan:
 
 
 _MANY_DEFINED = "imports, functions and classes"
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What came of `write` or `read`.
-
-    Attributes:
-        names: That were written, or set.
-        failed: Why others were not.
-        size_bytes: Of the file.
-    """
-
-    names: tuple[str, ...]
-    failed: dict[str, str] = field(default_factory=dict)
-    size_bytes: int = 0
 
 
 # On the survivors ---------------------------------------------------------------------------------
@@ -201,30 +164,6 @@ def _kind(value: Any) -> Kind:
         return "module"
     is_definition = isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
     return "definition" if is_definition else "data"
-
-
-def why_not(error: BaseException) -> str:
-    """Return in a few words why pickling ended with *error*."""
-    if isinstance(error, Uncopyable):
-        return str(error)
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    text = (str(error).splitlines() or [""])[0]
-    quoted = text.split("'")
-    if text.startswith("cannot pickle '") and len(quoted) > 1:
-        return _PLAINLY.get(quoted[1], f"a {quoted[1]} cannot be copied")
-    return f"it cannot be pickled: {type(error).__name__}: {text[:120]}"
-
-
-_PLAINLY = {
-    "generator": "a generator cannot be copied",
-    "_thread.lock": "a lock cannot be copied",
-    "_thread.RLock": "a lock cannot be copied",
-    "_io.TextIOWrapper": "an open file cannot be copied",
-    "_io.BufferedReader": "an open file cannot be copied",
-    "_io.BufferedWriter": "an open file cannot be copied",
-    "weakref.ReferenceType": "a weak reference cannot be copied",
-}
 
 
 def renew_reducers(modules: Iterable[DistributedDataParallel]) -> int:
@@ -294,232 +233,6 @@ def _ranks(ranks: Iterable[int]) -> str:
     )
 
 
-# On its way ---------------------------------------------------------------------------------------
-#
-#     {"pickle": n, "storages": [[n, device], ...], "buffers": [n, ...], ...} \n
-#     pickle  storages  buffers
-#
-# Within the pickle one value follows another, with one memo: what two names share stays shared.
-
-
-def write(namespace: Namespace, names: Sequence[str], path: Path, place: Place) -> Transfer:
-    """Write the variables *names* to a new file, readable by this user only.
-
-    Args:
-        namespace: Of the cells.
-        names: As `Plan.copied` has them.
-        path: Where no file is yet.
-        place: This rank.
-
-    Returns:
-        What was written, and why the rest was not.
-
-    Raises:
-        TransferError: There is no room. Nothing is left; a folder on a disk may have some.
-    """
-    failed: dict[str, str] = {}
-    try:
-        parcel = _Parcel.of(namespace, names, place)
-    except Exception:  # noqa: BLE001 - something has changed since the survey
-        failed = _unwritable(namespace, names, place)
-        parcel = _Parcel.of(namespace, [name for name in names if name not in failed], place)
-    return Transfer(tuple(parcel.names), failed, parcel.write(path))
-
-
-def _unwritable(namespace: Namespace, names: Sequence[str], place: Place) -> dict[str, str]:
-    failed = {}
-    for name in names:
-        try:
-            _Parcel.of(namespace, [name], place)
-        except KeyError:
-            failed[name] = "it is gone"
-        except Exception as exc:  # noqa: BLE001 - whatever an object does when it is pickled
-            failed[name] = why_not(exc)
-    return failed
-
-
-@dataclass(frozen=True)
-class _Parcel:
-    """Values, pickled but for their storages and large buffers."""
-
-    names: Sequence[str]
-    stream: io.BytesIO
-    pickler: CellPickler
-    buffers: Sequence[memoryview]
-
-    @classmethod
-    def of(cls, namespace: Namespace, names: Sequence[str], place: Place) -> _Parcel:
-        stream, buffers = io.BytesIO(), list[memoryview]()
-        pickler = CellPickler(stream, namespace, place, lambda part: buffers.append(part.raw()))
-        states = random_states()
-        pickler.dump(_surroundings())
-        for name in names:
-            pickler.dump(states[name] if name in states else namespace[name])
-        return cls(names, stream, pickler, buffers)
-
-    def write(self, path: Path) -> int:
-        """Write all to *path*; return the size in bytes."""
-        storages, own = self.pickler.storages, self.pickler.place.device
-        head = {
-            "names": list(self.names),
-            "sources": self.pickler.sources,
-            "pickle": self.stream.tell(),
-            "storages": [
-                [s.nbytes(), None if s.device == own else str(s.device)] for s in storages
-            ],
-            "buffers": [buffer.nbytes for buffer in self.buffers],
-        }
-        parts = [[json.dumps(head).encode() + b"\n", self.stream.getbuffer()]]
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "wb", buffering=0) as file:
-                for part in itertools.chain(*parts, *map(_chunks, storages), self.buffers):
-                    rest = memoryview(part)
-                    while rest.nbytes:
-                        rest = rest[file.write(rest) or 0 :]
-                return file.tell()
-        except OSError as exc:
-            path.unlink()
-            raise TransferError(
-                f"{path.parent} has no room for the copy of the variables: {exc.strerror}.\n"
-                "Free space there or delete large variables, then run `%dist recover` again."
-            ) from exc
-
-
-def _chunks(storage: torch.UntypedStorage) -> Iterator[memoryview]:
-    """Yield the bytes of *storage*; from a GPU a little at a time."""
-    for part in _flat(storage).split(CHUNK_BYTES):
-        yield memoryview(part.cpu().numpy())
-
-
-def _flat(storage: torch.UntypedStorage) -> torch.Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-
-
-def read(path: Path, namespace: Namespace, place: Place) -> Transfer:
-    """Set on a fresh rank the variables that `write` wrote; the file stays, for other readers.
-
-    Either all are set or none: where one cannot be made here, it is named in the result, nothing is
-    set, and the source has to write again without it.
-
-    Args:
-        path: What `write` wrote.
-        namespace: Of the cells here.
-        place: This rank.
-    """
-    with path.open("rb", buffering=0) as file:
-        head = json.loads(file.readline())
-        stream = io.BytesIO(_filled(file, bytearray(head["pickle"])))
-        storages = [_read_storage(file, size, on or place.device) for size, on in head["storages"]]
-        buffers = [_filled(file, bytearray(size)) for size in head["buffers"]]
-        size_bytes = file.tell()
-    _register(head["sources"])
-    unpickler = CellUnpickler(stream, namespace, place, storages, buffers)
-    values: Namespace = {}
-    name = ""
-    try:
-        _adopt(unpickler.load())
-        for name in head["names"]:
-            values[name] = unpickler.load()
-    except Exception as exc:  # noqa: BLE001 - whatever an object does when it is made
-        return Transfer((), {name: f"{type(exc).__name__}: {exc}".splitlines()[0]})
-    set_random_states({name: values.pop(name) for name in RANDOM_STATES if name in values})
-    namespace.update(values)
-    return Transfer(tuple(head["names"]), {}, size_bytes)
-
-
-def _read_storage(file: Any, size: int, device: torch.device | str) -> torch.UntypedStorage:
-    storage = torch.UntypedStorage(size, device=device)
-    for part in _flat(storage).split(CHUNK_BYTES) if size else ():
-        if part.device.type == "cpu":
-            _filled(file, part.numpy())
-        else:
-            part.copy_(torch.from_numpy(_filled(file, np.empty(part.numel(), np.uint8))))
-    return storage
-
-
-def _filled(file: Any, target: Any) -> Any:
-    """Fill *target* from *file* and return it."""
-    rest = memoryview(target)
-    while rest.nbytes:
-        count = file.readinto(rest)
-        if not count:
-            raise TransferError(
-                "The copy of the variables ends too early.\nRun `%dist recover` again."
-            )
-        rest = rest[count:]
-    return target
-
-
-# Around the variables -------------------------------------------------------------------------------
-
-
-def random_states() -> dict[str, Any]:
-    """Return the states of the sources of random numbers, by name."""
-    has_cuda = torch.cuda.is_initialized()
-    states = (
-        random.getstate(),
-        np.random.get_state(),
-        (torch.get_rng_state(), torch.cuda.get_rng_state() if has_cuda else None),
-    )
-    return dict(zip(RANDOM_STATES, states, strict=True))
-
-
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Set what `random_states` returned, or a part of it."""
-    python, of_numpy, of_torch = map(states.get, RANDOM_STATES)
-    if python is not None:
-        random.setstate(python)
-    if of_numpy is not None:
-        np.random.set_state(of_numpy)
-    if of_torch is not None:
-        torch.set_rng_state(of_torch[0])
-        if of_torch[1] is not None:
-            torch.cuda.set_rng_state(of_torch[1])
-
-
-def _surroundings() -> dict[str, Any]:
-    """Return what the variables need around them in their process."""
-    return {
-        "folder": str(Path.cwd()),
-        "path": list(sys.path),
-        "dtype": torch.get_default_dtype(),
-        "modules": imported_by_cells(),
-        "handles": RemovableHandle.next_id,  # or a new hook would take the place of a copied one
-    }
-
-
-def _adopt(surroundings: Mapping[str, Any]) -> None:
-    os.chdir(surroundings["folder"])
-    sys.path[:] = surroundings["path"]
-    torch.set_default_dtype(surroundings["dtype"])
-    RemovableHandle.next_id = max(RemovableHandle.next_id, surroundings["handles"])
-    for module in surroundings["modules"]:
-        with contextlib.suppress(Exception):  # the variable that needs it says so
-            importlib.import_module(module)
-
-
-def imported_by_cells() -> list[str]:
-    """Return the modules that cells import as ``import a.b``: that binds ``a``, and loads ``a.b``."""
-    found: dict[str, None] = {}
-    for entry in list(linecache.cache.values()):
-        if len(entry) == 4 and entry[1] is None:  # no file: the text of a cell
-            with contextlib.suppress(SyntaxError):
-                found |= dict.fromkeys(_dotted_imports("".join(entry[2])))
-    return [name for name in found if name in sys.modules]
-
-
-def _dotted_imports(source: str) -> list[str]:
-    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import)]
-    return [alias.name for node in imports for alias in node.names if "." in alias.name]
-
-
-def _register(sources: Mapping[str, str]) -> None:
-    """Let tracebacks and `inspect` find the text of cells that this rank never ran."""
-    for name, text in sources.items():
-        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-
-
 # All of it ----------------------------------------------------------------------------------------
 
 
@@ -554,33 +267,47 @@ def share(
         return "nothing to copy: all ranks are fresh"
     plan = choose(surveys, [rank for rank, digests in enumerate(found) if digests is None])
     failed: dict[str, str] = {}
-    path = folder / f"replicas-{secrets.token_hex(8)}"
-    while True:
+    while True:  # once, as a rule; again without what the fresh rank could not make
         names = [name for name in plan.copied if name not in failed]
-        wrote = _tried(write, namespace, names, path, place) if place.rank == plan.source else None
-        [wrote, path] = broadcast_object_list([wrote, path], plan.source)
-        if isinstance(wrote, TransferError):
-            raise wrote
-        result = _tried(read, path, namespace, place) if is_fresh else None
-        results = all_gather_objects(result)
-        if place.rank == plan.source:
-            path.unlink(missing_ok=True)
-        new = dict(wrote.failed)
-        for part in results:
-            if isinstance(part, TransferError):
-                raise part
-            new |= part.failed if part else {}
-        failed |= new
-        if not any(part and part.failed for part in results):
+        before = len(failed)
+        failed |= _carry(namespace, names, plan.source, place, folder, is_fresh)
+        if len(failed) == before:
             break
     if not is_fresh:
         renew_reducers(modules)
     return plan.report(failed)
 
 
+def _carry(
+    namespace: Namespace,
+    names: Sequence[str],
+    source: int,
+    place: Place,
+    folder: Path,
+    is_fresh: bool,
+) -> dict[str, str]:
+    """Carry *names* from rank *source* to the fresh ones; return what failed, on all ranks."""
+    path = folder / f"replicas-{secrets.token_hex(8)}"
+    wrote = _tried(write, namespace, names, path, place) if place.rank == source else None
+    [wrote, path] = broadcast_object_list([wrote, path], source)
+    did_write = isinstance(wrote, Transfer)
+    took = _tried(read, path, namespace, place) if is_fresh and did_write else None
+    results = [wrote, *all_gather_objects(took)]
+    if place.rank == source:
+        path.unlink(missing_ok=True)
+    failed: dict[str, str] = {}
+    for result in results:
+        if isinstance(result, TransferError):
+            raise result
+        failed |= result.failed if result else {}
+    return failed
+
+
 def _tried(action: Callable[..., Transfer], *arguments: Any) -> Transfer | TransferError:
-    """Return the error, which all ranks are to raise together."""
+    """Return an error instead of raising it: the other ranks wait, and are to raise it as well."""
     try:
         return action(*arguments)
     except TransferError as exc:
         return exc
+    except Exception as exc:  # noqa: BLE001 - whatever it is, it travels
+        return TransferError(f"The variables could not be copied: {type(exc).__name__}: {exc}.")

@@ -33,6 +33,9 @@ from nbdist.runtime.group import (
     setup,
     synchronize,
 )
+from nbdist.runtime.guard_mode import guard
+from nbdist.runtime.replica_check import check as check_replicas
+from nbdist.runtime.replica_check import repair as repair_replicas
 from nbdist.runtime.seed import rank_seed, set_seed
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "assign_device",
     "broadcast",
     "broadcast_object_list",
+    "check_replicas",
     "cleanup",
     "free_port",
     "gather_objects",
@@ -53,11 +57,13 @@ __all__ = [
     "get_local_rank",
     "get_rank",
     "get_world_size",
+    "guard",
     "initialized",
     "is_master",
     "local_env",
     "rank_seed",
     "read_environment",
+    "repair_replicas",
     "set_seed",
     "setup",
     "synchronize",

@@ -40,7 +40,7 @@ class Call:
 
 Issue = Callable[[], Any]
 Listener = Callable[[Call, Issue], Any]
-Waiter = Callable[[Call, Any], Any]
+Waiter = Callable[[Any], Any]
 
 
 class Hooks:
@@ -88,14 +88,12 @@ class Hooks:
             sent = args
             if replacement is not None:
                 sent = (*args[:place], replacement.boxed(), *args[place + 1 :])
-            if self.listener is None and self.waiter is None:
-                return op.redispatch(keys & below, *sent, **kwargs)
-            call = Call(name, group, {**dict(zip(names, args, strict=False)), **kwargs})
             if self.listener is None:
                 result = op.redispatch(keys & below, *sent, **kwargs)
             else:
+                call = Call(name, group, {**dict(zip(names, args, strict=False)), **kwargs})
                 result = self.listener(call, lambda: op.redispatch(keys & below, *sent, **kwargs))
-            return result if self.waiter is None else self.waiter(call, result)
+            return result if self.waiter is None else self.waiter(result)
 
         return kernel
 

@@ -156,9 +156,11 @@ class Lifeline:
         if self._undo:
             return
         self._hooks.install()
+        self._waiting.install()
         self._hooks.waiter = self._waiting.around
         self._undo = [
-            self._wait_natively,
+            self._waiting.close,
+            self._forget_waiter,
             torch_private.wrap_group_maker(self._watched),
             torch_private.watch_ddp(self._ddp_modules.add),
         ]
@@ -168,8 +170,13 @@ class Lifeline:
         while self._undo:
             self._undo.pop()()
 
-    def _wait_natively(self) -> None:
+    def _forget_waiter(self) -> None:
         self._hooks.waiter = None
+
+    @property
+    def ddp_modules(self) -> tuple[Any, ...]:
+        """The DDP modules that live."""
+        return tuple(self._ddp_modules)
 
     def open_store(self, host: str, port: int, timeout: timedelta) -> Store:
         """Connect to the store; an abort frees those who wait in it, too."""
@@ -219,6 +226,7 @@ class Lifeline:
                 self._sockets |= _new_sockets(self._before)
             sockets = self._sockets | self._store_sockets
         num_shut = _shut_down(sockets)
+        self._waiting.cut_off()
         for name, kind in self._kinds.items():
             if kind.abort is not None:
                 groups = map(self._hooks.in_use, torch_private.living_groups())
@@ -373,7 +381,9 @@ class Lifeline:
         def make_watched_group(*args: Any, **kwargs: Any) -> Any:
             self.raise_if_aborted()
             with self._watching():
-                return make_group(*args, **kwargs)
+                made = make_group(*args, **kwargs)
+            self._waiting.look_at_groups()
+            return made
 
         return make_watched_group
 

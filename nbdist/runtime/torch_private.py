@@ -19,15 +19,20 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch._C._distributed_c10d import PrefixStore, TCPStore, Work
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed import distributed_c10d as c10d
 
 READ_IN = "2.13.0"
 
+_native: Any = torch._C._distributed_c10d
+_TORCH = str(Path(torch.__file__).parent)
+_AUTOGRAD = torch.autograd.graph.__file__
+
 ProcessGroup = c10d.ProcessGroup
+Work = c10d.Work
 Store = c10d.Store
 
 
@@ -81,6 +86,9 @@ def _wanted() -> list[tuple[str, str]]:
         ("abort", "distributed.distributed_c10d._new_process_group_helper"),
         ("abort", "distributed.distributed_c10d._world.pg_map"),
         ("abort", "_C._distributed_c10d.Work.unbox"),
+        ("abort", "_C._distributed_c10d.Work._get_op_type"),
+        ("abort", "_C._distributed_c10d.PythonCallbackWork"),
+        ("abort", "_C._distributed_c10d._create_work_from_future"),
         ("rebuild", f"{group}.boxed"),
         ("rebuild", f"{group}._set_group_desc"),
         ("rebuild", f"{group}._register_backend"),
@@ -147,6 +155,56 @@ def unbox(boxed: Any) -> ProcessGroup:
 def unbox_work(boxed: Any) -> Any:
     """Return the `Work` that an operator gave back; ``None`` where it gave none."""
     return Work.unbox(boxed) if isinstance(boxed, torch.ScriptObject) else None
+
+
+def work_of_future(future: Any) -> Any:
+    """Return a `Work` that is over when *future* is; its `wait` does not raise."""
+    return _native._create_work_from_future(future)
+
+
+def work_that_calls(wait: Callable[[], None]) -> Any:
+    """Return a `Work` for C++ that waits by calling *wait*; its future is not over before."""
+
+    def callback(_timeout: timedelta) -> bool:
+        wait()
+        return True
+
+    return _native.PythonCallbackWork(callback)
+
+
+#: Of torch's C++ enum: send, receive, receive from anybody.
+_MESSAGE_TYPES = frozenset(
+    int(getattr(_native.OpType, name)) for name in ("SEND", "RECV", "RECVANYSOURCE")
+)
+
+
+def is_message(work: Any) -> bool:
+    """Say whether *work* is a message from one rank to another."""
+    return work._get_op_type() in _MESSAGE_TYPES
+
+
+def replace_wait(wait: Callable[..., bool]) -> Callable[[], None]:
+    """Put *wait* in place of `Work.wait`; return what takes it off again."""
+    changed: Any = Work
+    original = changed.wait
+    changed.wait = wait
+
+    def undo() -> None:
+        changed.wait = original
+
+    return undo
+
+
+def consumer_of_work(frame: Any) -> Literal["python", "reducer", "native"]:
+    """Say who waits for the work of a collective that was called from *frame*.
+
+    ``python``: `Work.wait` is called. ``reducer``: C++ below a backward takes its future.
+    ``native``: other C++, called from torch's Python, calls its C++ method.
+    """
+    name = frame.f_code.co_filename
+    if name == _AUTOGRAD:
+        return "reducer"
+    return "native" if name.startswith(_TORCH) and name != c10d.__file__ else "python"
 
 
 def is_real(value: Any) -> bool:

@@ -1,80 +1,237 @@
-"""Wait for native calls in Python, so that an abort and a signal reach the one who waits.
+"""Wait for native calls so that an abort and a signal reach the one who waits.
 
-    native call ──▶ Work ──▶ wait 50 ms ──▶ over: its result, or its error
-                               ▲     └────▶ not over: were we cut off? SIGINT? ──▶ raise
-                               └─────────── no
+    work.wait() ───────────▶ slices of 50 ms ──▶ over: its result, or its error
+                               ▲       └───────▶ not over: were we cut off? SIGINT? ──▶ raise
+                               └──────────────── no
+    C++ that waits ◀── a `Work` of ours ◀── native one        (DDP's reducer, functional, coalesced)
 
 The end of a connection should be enough to free a call of gloo, and often is. But gloo tells it
 only to what waits in a queue (`Pair::signalException`, read in April 2026): a buffer that is half
 sent or half received is forgotten, and so is one whose sending begins before the end is noticed.
 Such a call stays in its native thread until the timeout of the group, half an hour by default. The
-thread may: it belongs to a group that nobody uses any more. The main thread must not.
+thread may: it belongs to a group that nobody uses any more. Whoever waits for it must not.
 
-Not covered: `send` and `recv`, where a wait with an end closes all connections of the group; waits
-for asynchronous calls, which are not ours (`work.wait()`, DDP's reducer, functional collectives).
+Not covered: processes with groups that are not gloo's alone; a wait with a timeout of its own;
+`monitored_barrier`, which has one. A signal does not reach a wait inside C++.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
+
+import torch
 
 from nbdist.runtime import torch_private
-from nbdist.runtime.hooks import Call
-from nbdist.runtime.torch_private import ProcessGroup
 
-SLICE = timedelta(milliseconds=50)
+SLICE_S = 0.05
 GRACE_S = 0.02  # after an abort: the error of the call itself says more
+_SLICE = timedelta(seconds=SLICE_S)
 
 
 class Waiting:
-    """Waits for calls that their caller waits for anyway."""
+    """Stands in for the native waits of this process; passive until `install`."""
 
     def __init__(self, raise_if_aborted: Callable[[], None]) -> None:
         self._raise_if_aborted = raise_if_aborted
-        self._is_sliced: WeakKeyDictionary[ProcessGroup, bool] = WeakKeyDictionary()
+        self._native_wait: Callable[..., bool] = torch_private.Work.wait
+        self._undo: Callable[[], None] | None = None
+        self._is_gloo_only = False
+        self._idle: list[_Helper] = []
+        self._promised: WeakSet[torch.futures.Future[Any]] = WeakSet()
 
-    def around(self, call: Call, result: Any) -> Any:
-        """Return *result*, after its call is over if it is a synchronous one of gloo's."""
-        if not call.args.get("async_op", True) and self._is_gloo(call.group):
-            work = torch_private.unbox_work(result[-1] if isinstance(result, tuple) else result)
-            if work is not None:
-                self.wait(work)
-        return result
+    def __repr__(self) -> str:
+        return f"<Waiting {'in slices' if self._undo and self._is_gloo_only else 'natively'}>"
 
-    def wait(self, work: Any) -> None:
-        """Wait until *work* is over.
+    def install(self) -> None:
+        """Wait in place of `Work.wait` from now on."""
+        if self._undo is None:
+            self._native_wait = torch_private.Work.wait
+            self._undo = torch_private.replace_wait(self._replacement())
+            self.look_at_groups()
+
+    def close(self) -> None:
+        """Leave waiting to torch again; may be called twice."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+        while self._idle:
+            self._idle.pop().close()
+
+    def look_at_groups(self) -> None:
+        """Take note of the groups there are: on NCCL a wait with an end is another thing."""
+        self._is_gloo_only = all(
+            set(torch_private.group_backends(group).values()) <= {"gloo"}
+            for group in torch_private.living_groups()
+        )
+
+    # Waits of Python --------------------------------------------------------------------------
+
+    def _replacement(self) -> Callable[..., bool]:
+        native_wait, none = self._native_wait, timedelta(0)
+
+        def wait(self_: Any, timeout: timedelta = none) -> bool:
+            if timeout != none or not self._is_gloo_only or type(self_) is not torch_private.Work:
+                return native_wait(self_, timeout)
+            if torch_private.is_message(self_):
+                self._wait_apart(self_)
+            else:
+                self._wait_in_slices(self_)
+            return True
+
+        return wait
+
+    def _wait_in_slices(self, work: Any) -> None:
+        """Wait until the collective *work* is over.
 
         Raises:
             CollectiveAborted: It was cut off, and has not noticed.
         """
         while True:
             with contextlib.suppress(RuntimeError):  # not over yet, or over with an error
-                work.wait(SLICE)
+                self._native_wait(work, _SLICE)
                 return
             if work.is_completed():
-                work.wait()
+                self._native_wait(work)
                 return
-            self._check(work)
+            self._check(work.is_completed)
 
-    def _check(self, work: Any) -> None:
+    def _wait_apart(self, work: Any) -> None:
+        """Wait until a message has come or gone: in a thread, as its wait has to be without end.
+
+        When a native wait for a message ends by its timeout, gloo closes all connections.
+        """
+        helper = self._idle.pop() if self._idle else _Helper()
+        answer = helper.ask(lambda: self._native_wait(work))
+        while not answer.wait(SLICE_S):
+            self._check(lambda: answer.wait(GRACE_S / 20))
+        self._idle.append(helper)  # one that is left in a wait ends with it
+        if answer.error is not None:
+            raise answer.error
+
+    def _check(self, is_over: Callable[[], bool]) -> None:
         try:
             self._raise_if_aborted()
         except Exception:
             deadline = time.monotonic() + GRACE_S
-            while not work.is_completed():
+            while not is_over():
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(GRACE_S / 20)
 
-    def _is_gloo(self, group: ProcessGroup) -> bool:
-        """Say whether *group* is gloo's alone: on NCCL a wait with an end is another thing."""
-        known = self._is_sliced.get(group)
-        if known is None:
-            known = set(torch_private.group_backends(group).values()) == {"gloo"}
-            self._is_sliced[group] = known
-        return known
+    # Waits of C++ -----------------------------------------------------------------------------
+
+    def around(self, result: Any) -> Any:
+        """Return *result* with a `Work` of ours in it if C++ is going to wait for it."""
+        if not self._is_gloo_only:
+            return result
+        consumer = torch_private.consumer_of_work(sys._getframe(2))
+        if consumer == "python":
+            return result
+        boxed = result[-1] if isinstance(result, tuple) else result
+        work = torch_private.unbox_work(boxed)
+        if work is None or torch_private.is_message(work):
+            return result
+        if consumer == "reducer":
+            ours = torch_private.work_of_future(self._promise(work))
+        else:
+            ours = torch_private.work_that_calls(lambda: self._wait_in_slices(work))
+        return (*result[:-1], ours.boxed()) if isinstance(result, tuple) else ours.boxed()
+
+    def _promise(self, work: Any) -> Any:
+        """Return a future that ends as *work* does, or by `cut_off`."""
+        promise: torch.futures.Future[Any] = torch.futures.Future()
+        self._promised.add(promise)
+
+        def keep(done: Any) -> None:
+            try:
+                _settle(promise, done.value())
+            except Exception as exc:  # noqa: BLE001 - passed on to who waits
+                _settle(promise, exc)
+
+        work.get_future().add_done_callback(keep)
+        return promise.then(_value)
+
+    def cut_off(self) -> None:
+        """Let the waits of C++ end that have not, after a moment; any thread may call."""
+        deadline = time.monotonic() + GRACE_S
+        while any(not promise.done() for promise in list(self._promised)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(GRACE_S / 20)
+        try:
+            self._raise_if_aborted()
+        except Exception as exc:  # noqa: BLE001 - what it is, is what they get
+            for promise in list(self._promised):
+                _settle(promise, exc)
+
+
+def _settle(promise: Any, value: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # somebody else was first
+        if not promise.done():
+            promise.set_result(value)
+
+
+def _value(promise: Any) -> Any:
+    # `Future.set_exception` would hand C++ the exception as if it were the result.
+    value = promise.value()
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+class _Answer:
+    """What a helper has found."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._is_here = threading.Lock()
+        self._is_here.acquire()
+
+    def give(self) -> None:
+        self._is_here.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        if not self._is_here.acquire(timeout=timeout_s):
+            return False
+        self._is_here.release()
+        return True
+
+
+class _Helper:
+    """A daemon thread that waits in place of another; `close` stops it once it is free."""
+
+    def __init__(self) -> None:
+        self._task: tuple[Callable[[], object], _Answer] | None = None
+        self._has_task = threading.Semaphore(0)
+        threading.Thread(target=self._run, name="nbdist-wait", daemon=True).start()
+
+    def ask(self, action: Callable[[], object]) -> _Answer:
+        answer = _Answer()
+        self._task = action, answer
+        self._has_task.release()
+        return answer
+
+    def close(self) -> None:
+        self._task = None
+        self._has_task.release()
+
+    def _run(self) -> None:
+        while True:
+            self._has_task.acquire()
+            if self._task is None:
+                return
+            (action, answer), self._task = self._task, None
+            try:
+                action()
+            except BaseException as exc:  # noqa: BLE001 - raised by who waits
+                answer.error = exc
+            del action
+            answer.give()
+            del answer

@@ -20,6 +20,27 @@ from nbdist.sessions.transport import Message, RankClient
 from nbdist.view import name_ranks
 
 SETTLE_TIMEOUT_S = 60.0
+SHARE_TIMEOUT_S = 600.0  # hashing and copying take a second per GB
+
+
+@dataclass(frozen=True)
+class RecoveryReport:
+    """What was done to make the session whole again.
+
+    Attributes:
+        replaced: Ranks that are fresh processes now; empty where none was dead.
+        copied: What they got from the others, and what they could not get.
+        seconds: How long it took until all groups were whole again, without the copy.
+    """
+
+    replaced: tuple[int, ...]
+    copied: str
+    seconds: float
+
+    def __str__(self) -> str:
+        if not self.replaced:
+            return "all ranks live and have agreed to go on"
+        return f"{name_ranks(self.replaced)} replaced in {self.seconds:.1f} s\n{self.copied}"
 
 
 @dataclass
@@ -84,14 +105,13 @@ class Recovery:
 
     def settle(self, ranks: tuple[int, ...], *, must_rebuild: bool = False) -> Settling:
         """Tell *ranks* to agree, before whatever they are told next; returns at once."""
+        self._is_due = False
+        return self._ask(ranks, {"action": "settle", "must_rebuild": must_rebuild})
+
+    def _ask(self, ranks: tuple[int, ...], content: dict[str, Any]) -> Settling:
         number = next(self._numbers)
         settling = Settling(f"settle/{self._session_id}/{number}", number, ranks)
-        content = {
-            "meeting": settling.meeting,
-            "generation": settling.generation,
-            "must_rebuild": must_rebuild,
-        }
-        self._is_due = False
+        content |= {"meeting": settling.meeting, "generation": settling.generation}
 
         def hear(message: Message) -> None:
             with self._changed:
@@ -129,6 +149,16 @@ class Recovery:
                 f"The ranks could not agree to go on.\n{settling.problem}\n"
                 "`%dist recover` tries again; `%dist restart` starts anew."
             )
+
+    def share(self, ranks: tuple[int, ...]) -> str:
+        """Give fresh ranks what the others have alike; return what was copied and what not.
+
+        Raises:
+            SessionError: It failed; the fresh ranks begin empty.
+        """
+        settling = self._ask(ranks, {"action": "share"})
+        self.wait(settling, SHARE_TIMEOUT_S)
+        return str(settling.replies[ranks[0]]["report"])
 
     def replace(self, dead: tuple[int, ...], living: tuple[int, ...]) -> Settling:
         """Put fresh ranks in the place of *dead* ones; return when all groups are whole again.

@@ -20,6 +20,7 @@ from nbdist import packing, view
 from nbdist.errors import CellFailed, CellStopped, TransferError
 from nbdist.sessions.transport import Message
 from nbdist.sessions.values import RankValues, Unpacker
+from nbdist.view.hang import Diagnosis
 from nbdist.wire import (
     INPUT_REQUEST,
     OUTPUT_BATCH,
@@ -41,14 +42,16 @@ class RunEvent:
     """Something that happened to a run.
 
     Attributes:
-        kind: ``output`` (more of it), ``input`` (a rank asks the user), ``died`` (a rank is gone),
-            or ``done`` (everywhere).
+        kind: ``output`` (more of it), ``input`` (a rank asks the user), ``ended`` (a rank is done
+            with it), ``died`` (a rank is gone), ``places`` (where the ranks are), ``hang`` (they
+            wait in vain, or not any more), or ``done`` (everywhere).
         rank: Where; -1 for all.
         outputs: What came, for ``output``.
-        content: The question, for ``input``; ``how``, for ``died``.
+        content: The question, for ``input``; ``status``, for ``ended``; ``how``, for ``died``; by
+            rank, for ``places``.
     """
 
-    kind: Literal["output", "input", "died", "done"]
+    kind: Literal["output", "input", "ended", "died", "places", "hang", "done"]
     rank: int = -1
     outputs: tuple[Output, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +105,9 @@ class Run:
         self._unfetched: list[Mapping[str, Any]] = []
         weakref.finalize(self, _discard_all, self._unfetched)
         self.timed_out_s: float | None = None
+        self.hang: Diagnosis | str | None = None
+        self.places: dict[int, str] = {}
+        self._began_at = time.monotonic()
 
     def __repr__(self) -> str:
         over = [rank for rank in self.ranks if self._parts[rank].is_over]
@@ -135,6 +141,7 @@ class Run:
                     self._unfetched.append(part.reply.value)
                 if part.reply.outputs:
                     self._events.put(RunEvent("output", rank, part.reply.outputs))
+                self._events.put(RunEvent("ended", rank, content={"status": part.reply.status}))
             self._notify_if_done()
 
     def _notify_if_done(self) -> None:
@@ -162,6 +169,18 @@ class Run:
             self._events.put(RunEvent("died", rank, content={"how": how}))
             self._notify_if_done()
 
+    def note_places(self, places: dict[int, str]) -> None:
+        """Take where the running ranks are; called in the monitor's thread."""
+        if places != self.places:
+            self.places = places
+            self._events.put(RunEvent("places", content=places))  # type: ignore[arg-type]
+
+    def note_hang(self, hang: Diagnosis | str | None) -> None:
+        """Take why this cell does not get on; ``None`` while it does. In the monitor's thread."""
+        if _headline(hang) != _headline(self.hang):
+            self._events.put(RunEvent("hang"))
+        self.hang = hang
+
     def abandon(self, error: CellError) -> tuple[int, ...]:
         """Wait no longer for ranks that do not answer.
 
@@ -181,6 +200,19 @@ class Run:
     def done(self) -> bool:
         """Whether the cell is over on every rank."""
         return all(part.is_over for part in self._parts.values())
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it was sent."""
+        return time.monotonic() - self._began_at
+
+    def ending_of(self, rank: int) -> str:
+        """Say how the cell failed on *rank*: ``raised ValueError: bad``; empty where it did not."""
+        part = self._parts.get(rank)
+        error = part.reply.error if part is not None and part.reply is not None else None
+        if error is None:
+            return ""
+        return f"raised {error.ename}: {error.evalue}".partition("\n")[0]
 
     @property
     def running_ranks(self) -> tuple[int, ...]:
@@ -301,6 +333,10 @@ class Run:
         while not self.done:
             await asyncio.sleep(0.02)
         return self.result()
+
+
+def _headline(hang: Diagnosis | str | None) -> str | None:
+    return hang.headline if isinstance(hang, Diagnosis) else hang
 
 
 def _discard_all(headers: list[Mapping[str, Any]]) -> None:

@@ -23,8 +23,9 @@ from nbdist.launchers.launcher import connection_file
 from nbdist.packing import ValueFolder
 from nbdist.processes import exit_words
 from nbdist.sessions import transport
+from nbdist.sessions.monitor import Monitor
 from nbdist.sessions.ranks import parse_ranks
-from nbdist.sessions.recovery import Recovery
+from nbdist.sessions.recovery import Recovery, RecoveryReport
 from nbdist.sessions.run import Run
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.sessions.values import RankValues, tensor_from
@@ -79,6 +80,8 @@ class Session:
         self._is_stopped = False
         self._folder = ValueFolder(processes.folder.shared_memory(), processes.folder.path)
         processes.on_exit = self._on_exit
+        self._monitor = Monitor(processes, client, config.hang.after_s)
+        self._monitor.start()
 
     def __repr__(self) -> str:
         if self._is_stopped:
@@ -113,6 +116,11 @@ class Session:
     def trouble(self) -> str | None:
         """What beside the ranks has failed: new process groups cannot be made without a store."""
         return self._processes.failure
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the ranks' torch does not allow; empty where it allows all that is needed."""
+        return self._processes.limits
 
     @property
     def dead_ranks(self) -> tuple[int, ...]:
@@ -179,6 +187,7 @@ class Session:
         self._runs[request.cell_id] = run
         self._settle_first()
         self._send_cell(run, wire.to_json(request))
+        self._monitor.add(run)
         for rank in set(targets) & set(self.dead_ranks):  # it may have died a moment ago
             run.note_death(rank, self._death(rank))
         return run
@@ -294,13 +303,11 @@ class Session:
 
     # After a failure --------------------------------------------------------------------------
 
-    def recover(self) -> tuple[int, ...]:
+    def recover(self) -> RecoveryReport:
         """Put a fresh rank in the place of each dead one; the others keep all they have.
 
-        Also lets the ranks agree to go on after a failed cell, which the next cell does anyway.
-
-        Returns:
-            The ranks that were replaced.
+        A fresh rank gets from the others what all of these have alike. Also lets the ranks agree to
+        go on after a failed cell, which the next cell does anyway.
 
         Raises:
             SessionError: All ranks are dead, one is busy, or a fresh one does not come up.
@@ -317,11 +324,29 @@ class Session:
                 f"{name_ranks(busy)} still run a cell: stop it (■), then `%dist recover` again.\n"
                 "`%dist status` says what they do."
             )
-        if dead:
-            self._recovery.replace(dead, living)
-        else:
+        began = time.monotonic()
+        if not dead:
             self._recovery.wait(self._recovery.settle(living))
-        return dead
+            return RecoveryReport((), "", time.monotonic() - began)
+        self._recovery.replace(dead, living)
+        seconds = time.monotonic() - began
+        return RecoveryReport(dead, self._recovery.share(self.living_ranks), seconds)
+
+    def restart_ranks(self, ranks: RankSpec) -> RecoveryReport:
+        """End *ranks*, whatever they do, and put fresh ones in their place.
+
+        Raises:
+            SessionError: No rank would be left, or as in `recover`.
+        """
+        self._check_alive()
+        chosen = self.select(ranks)
+        if not set(self.living_ranks) - set(chosen):
+            raise SessionError(
+                "No rank would be left to recover from.\n"
+                "`%dist restart` without ranks starts all of them anew."
+            )
+        self._processes.kill(set(chosen) - set(self.dead_ranks))
+        return self.recover()
 
     # Values -----------------------------------------------------------------------------------
 
@@ -479,6 +504,7 @@ class Session:
         for run in list(self._runs.values()):
             for rank in run.running_ranks:
                 run.note_death(rank, "was stopped with its session")
+        self._monitor.close()
         self._processes.stop()
         self._client.close(linger=0)
 

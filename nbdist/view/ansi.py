@@ -25,6 +25,7 @@ ESCAPE = (
 _ESCAPE = re.compile(ESCAPE)
 SGR_BODY = r"\[([0-9;:]{0,99})m"
 _SGR = re.compile(r"\x1b" + SGR_BODY)
+_RESETS = ("\x1b[0m", "\x1b[m")
 
 _BASE_COLORS = ("", "#e0453f", "#258f46", "#a0790a", "#3f7fe8", "#c24fc0", "#13899a", "")
 _GREY = "#7d7d7d"
@@ -135,9 +136,28 @@ def ansi_to_html(text: str) -> str:
 def open_style(text: str) -> str:
     """Return the escape sequence of the style that is still on at the end of *text*."""
     style = PLAIN
-    for match in _SGR.finditer(text):
+    # What stands before the last reset is of no account.
+    for match in _SGR.finditer(text, max(0, *map(text.rfind, _RESETS))):
         style = after_sgr(style, match[1])
     return style.sgr
+
+
+def complete_lines(text: str) -> tuple[str, ...]:
+    """Cut *text* into lines each of which has its colours even when it stands alone."""
+    lines = text.split("\n")
+    if "\x1b" not in text:
+        return tuple(lines)
+    style, complete = PLAIN, []
+    for line in lines:
+        begin = style.sgr
+        # Most lines end what they began; then there is no need to read all of it.
+        if line.startswith(_RESETS, line.rfind("\x1b")):
+            style = PLAIN
+        else:
+            for match in _SGR.finditer(line):
+                style = after_sgr(style, match[1])
+        complete.append(begin + line + "\x1b[0m" * bool(style.sgr))
+    return tuple(complete)
 
 
 def _span(text: str, style: Style) -> str:

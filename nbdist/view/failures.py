@@ -3,12 +3,13 @@
     RankOutput, RankOutput, …  →  causes (error, death, stop), then who only waited for them
 
 A rank that raised by itself is a cause; a rank that was freed because another one failed only
-waited. Errors of one class from the same line are one cause, even if their messages differ.
+waited. Errors of one class that came the same way are one cause, even if their messages differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -16,10 +17,15 @@ from typing import Literal
 from nbdist.view.ansi import strip_ansi
 from nbdist.view.names import name_ranks
 from nbdist.view.stream import settle
-from nbdist.wire import CellError, Frame, RankOutput
+from nbdist.wire import CellError, Frame, RankOutput, Text
 
 _MAX_MESSAGE_CHARS = 200
 _MAX_CAUSES = 3
+_NUM_LAST_LINES = 3
+_MAX_LAST_CHARS = 2000
+
+# How the guard says in which call a rank was when a peer failed.
+_WAITED_IN = re.compile(r"^This rank (?:waited for it|was) in (\w+)", re.MULTILINE)
 
 _UNKNOWN = CellError(ename="", evalue="")
 
@@ -40,13 +46,18 @@ class Cause:
         ranks: Ascending.
         status: ``error``, ``stopped`` or ``dead``.
         messages: What was said, in the order of the first rank.
-        error: Class, frames and earlier errors, which all ranks here have in common.
+        error: Class and frames, and those of the errors before it, are alike on all ranks here;
+            its message and theirs are those of the first rank.
+        earlier: For each of the errors before it, what that said.
+        last_lines: What dead ranks wrote at last.
     """
 
     ranks: tuple[int, ...]
     status: Literal["error", "stopped", "dead"]
     messages: tuple[Message, ...]
     error: CellError
+    earlier: tuple[tuple[Message, ...], ...] = ()
+    last_lines: tuple[Message, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,24 +69,47 @@ class Cause:
 
 @dataclass(frozen=True)
 class TraceLine:
-    """A line of a short traceback: a place, the code there, an earlier error, or a note."""
+    """A line of a short traceback: a place, the code there, an earlier error, or a note.
+
+    Attributes:
+        kind: Which of these.
+        text: May have several lines.
+        ranks: Where it is so (ascending), if not on all ranks of the cause.
+    """
 
     kind: Literal["where", "source", "error", "note"]
     text: str
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Ranks (ascending) that another rank's failure freed while they waited for it."""
+    """Ranks that another rank's failure freed while they waited for it.
+
+    Attributes:
+        ranks: Ascending.
+        waited_for: The rank that failed.
+        location: Where they waited: ``In[3]:5``, or empty.
+        call: Which collective they waited in: ``all_reduce``, or empty.
+        reason: What they were told, if the failed rank itself is not among those shown.
+    """
 
     ranks: tuple[int, ...]
     waited_for: int
     location: str
+    call: str = ""
+    reason: str = ""
 
     def headline(self) -> str:
-        """Say who waited for whom: ``ranks 0, 2, 3 waited for rank 1 (In[3]:5)``."""
+        """Say who waited: ``ranks 0, 2, 3 waited for rank 1 in all_reduce (In[3]:5)``."""
+        return f"{name_ranks(self.ranks)} {self.deed()}"
+
+    def deed(self) -> str:
+        """Say the same without naming who: ``waited for rank 1 in all_reduce (In[3]:5)``."""
+        call = f" in {self.call}" if self.call else ""
         where = f" ({self.location})" if self.location else ""
-        return f"{name_ranks(self.ranks)} waited for rank {self.waited_for}{where}"
+        reason = f": {self.reason}" if self.reason else ""
+        return f"waited for rank {self.waited_for}{call}{where}{reason}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +121,9 @@ class Failures:
 
 
 def group_failures(ranks: Iterable[RankOutput], *, is_folded: bool = True) -> Failures:
-    """Tell each cause once: errors and deaths first, then stops, each by its first rank.
+    """Tell each cause once: errors and deaths first, then stops.
+
+    Of these, causes that other ranks waited for come first, then those of lower ranks.
 
     Args:
         ranks: What the ranks made of the cell, in any order.
@@ -100,12 +136,19 @@ def group_failures(ranks: Iterable[RankOutput], *, is_folded: bool = True) -> Fa
         error = output.error or _UNKNOWN
         alone = None if is_folded else output.rank
         if error.waited_for is not None:
-            waiting.setdefault((error.waited_for, location(error), alone), []).append(output)
+            key = (error.waited_for, _call(error), location(error), alone)
+            waiting.setdefault(key, []).append(output)
         else:
-            key = (output.status, error.ename, error.frames, error.cause, error.link, alone)
-            causes.setdefault(key, []).append(output)
-    in_order = sorted(causes.values(), key=lambda group: group[0].status == "stopped")
-    return Failures(tuple(map(_cause, in_order)), tuple(map(_waiting, waiting.values())))
+            causes.setdefault((output.status, _way(error), alone), []).append(output)
+    waited_for = {output.error.waited_for for output in failed if output.error}
+    in_order = sorted(
+        causes.values(),
+        key=lambda group: (group[0].status == "stopped", waited_for.isdisjoint(_ranks(group))),
+    )
+    told = {rank for group in in_order for rank in _ranks(group)}
+    return Failures(
+        tuple(map(_cause, in_order)), tuple(_waiting(group, told) for group in waiting.values())
+    )
 
 
 def summary(ranks: Iterable[RankOutput]) -> str:
@@ -147,10 +190,11 @@ def chain(error: CellError) -> Iterator[tuple[str, CellError]]:
 
 def trace_lines(cause: Cause) -> Iterator[TraceLine]:
     """Give the short traceback of *cause*, outermost call first, and the errors before it."""
+    earlier = iter(cause.earlier)
     for words, error in chain(cause.error):
-        if words:
-            message = clean(error.evalue)
-            yield TraceLine("error", f"{words} {error.ename}" + f": {message}" * bool(message))
+        for message in next(earlier) if words else ():
+            said = f"{words} {error.ename}" + f": {message.text}" * bool(message.text)
+            yield TraceLine("error", said, message.ranks if message.ranks != cause.ranks else ())
         for frame in shorten(error.frames):
             if isinstance(frame, str):
                 yield TraceLine("note", frame)
@@ -158,6 +202,10 @@ def trace_lines(cause: Cause) -> Iterator[TraceLine]:
             yield TraceLine("where", f"{shorten_path(frame.location)}  in {frame.function}")
             if frame.source:
                 yield TraceLine("source", frame.source)
+    for message in cause.last_lines:
+        ranks = message.ranks if message.ranks != cause.ranks else ()
+        yield TraceLine("note", "its last lines:", ranks)
+        yield TraceLine("source", message.text, ranks)
 
 
 def shorten(frames: Sequence[Frame]) -> list[Frame | str]:
@@ -195,25 +243,77 @@ def clean(message: str) -> str:
 
 
 def _cause(group: list[RankOutput]) -> Cause:
-    messages: dict[str, list[int]] = {}
-    for output in group:
-        error = output.error or _UNKNOWN
-        messages.setdefault(clean(error.evalue), []).append(output.rank)
+    chains = {output.rank: _chain_messages(output.error or _UNKNOWN) for output in group}
+    messages, *earlier = [
+        _group_texts({rank: said[level] for rank, said in chains.items()})
+        for level in range(len(chains[group[0].rank]))
+    ]
     status = group[0].status
     assert status != "ok"
+    is_dead = status == "dead"
     return Cause(
-        ranks=tuple(output.rank for output in group),
+        ranks=_ranks(group),
         status=status,
-        messages=tuple(Message(tuple(ranks), text) for text, ranks in messages.items()),
+        messages=messages,
         error=group[0].error or _UNKNOWN,
+        earlier=tuple(earlier),
+        last_lines=_group_texts(
+            {output.rank: text for output in group if is_dead and (text := _last_lines(output))}
+        ),
     )
 
 
-def _waiting(group: list[RankOutput]) -> Waiting:
+def _ranks(group: Iterable[RankOutput]) -> tuple[int, ...]:
+    return tuple(output.rank for output in group)
+
+
+def _way(error: CellError) -> Hashable:
+    """Return what errors have in common that came the same way, whatever they say."""
+    return tuple((words, step.ename, step.frames) for words, step in chain(error))
+
+
+def _chain_messages(error: CellError) -> list[str]:
+    return [clean(step.evalue) for _, step in chain(error)]
+
+
+def _group_texts(texts: Mapping[int, str]) -> tuple[Message, ...]:
+    """Put ranks that say the same together, in the order of the first rank."""
+    ranks: dict[str, list[int]] = {}
+    for rank, text in texts.items():
+        ranks.setdefault(text, []).append(rank)
+    return tuple(Message(tuple(ranks), text) for text, ranks in ranks.items())
+
+
+def _last_lines(output: RankOutput) -> str:
+    """Return what a rank wrote at last, on both streams, as plain text."""
+    pieces: list[str] = []
+    num_chars = 0
+    for written in reversed(output.outputs):
+        if num_chars > _MAX_LAST_CHARS:
+            break
+        if isinstance(written, Text):
+            pieces.append(written.text[-_MAX_LAST_CHARS:])
+            num_chars += len(pieces[-1])
+    lines = clean("".join(reversed(pieces))[-_MAX_LAST_CHARS:]).rstrip().split("\n")
+    return "\n".join(lines[-_NUM_LAST_LINES:])
+
+
+def _waiting(group: list[RankOutput], told: Container[int]) -> Waiting:
     error = group[0].error
     assert error is not None
     assert error.waited_for is not None
-    return Waiting(tuple(output.rank for output in group), error.waited_for, location(error))
+    return Waiting(
+        ranks=_ranks(group),
+        waited_for=error.waited_for,
+        location=location(error),
+        call=_call(error),
+        reason="" if error.waited_for in told else _first_line(clean(error.evalue)),
+    )
+
+
+def _call(error: CellError) -> str:
+    found = _WAITED_IN.search(error.evalue)
+    return found[1] if found else ""
 
 
 def _summarize(cause: Cause) -> str:

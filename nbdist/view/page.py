@@ -1,19 +1,21 @@
 """What a cell shows, decided once for text and HTML alike.
 
-RankOutput per rank ── consolidate, fold, group ──▶ Page ──▶ text.py, html.py
+RankOutput per rank ── consolidate, fold, merge, group ──▶ Page ──▶ text.py, html.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nbdist.view.consolidate import consolidate
+from nbdist.view.collectives import collectives_line
+from nbdist.view.consolidate import Shown, consolidate
 from nbdist.view.failures import Cause, Waiting, group_failures
 from nbdist.view.fold import Block, fold
+from nbdist.view.merge import Part, Variants, merge
 from nbdist.view.scalars import ScalarTable, split_scalars
 from nbdist.view.trim import trim
-from nbdist.wire import RankOutput, Text
+from nbdist.wire import CallCount, RankOutput, Text
 
 
 @dataclass(frozen=True)
@@ -21,37 +23,48 @@ class Page:
     """All there is to show of a cell, in reading order.
 
     Attributes:
-        blocks: What the ranks put out; no block is empty.
+        parts: What the ranks put out; nothing in it is empty.
         table: The numbers they ended with, where those differ.
         causes: Why it failed, each cause once.
         waiting: Ranks that failed only since others did.
+        collectives: What collectives were called, in one line; empty if none was.
     """
 
-    blocks: tuple[Block, ...]
+    parts: tuple[Part, ...]
     table: ScalarTable | None
     causes: tuple[Cause, ...]
     waiting: tuple[Waiting, ...]
+    collectives: str = ""
 
     @property
     def is_empty(self) -> bool:
-        """Nothing was put out and nothing went wrong."""
-        return not (self.blocks or self.table or self.causes or self.waiting)
+        """Nothing was put out, nothing went wrong, and nothing was called."""
+        return not (self.parts or self.table or self.causes or self.waiting or self.collectives)
 
-    def fate(self, block: Block) -> str:
-        """Say that the cell ``failed`` or ``died`` on all ranks of *block*, else nothing."""
+    def fate(self, ranks: Iterable[int]) -> str:
+        """Say that the cell ``failed`` or ``died`` on all of *ranks*, else nothing."""
         for cause in self.causes:
-            if cause.status != "stopped" and set(block.ranks) <= set(cause.ranks):
+            if cause.status != "stopped" and set(ranks) <= set(cause.ranks):
                 return "died" if cause.status == "dead" else "failed"
         return ""
 
 
-def lay_out(ranks: Iterable[RankOutput], *, is_folded: bool = True, has_text: bool = True) -> Page:
+def lay_out(
+    ranks: Iterable[RankOutput],
+    *,
+    is_folded: bool = True,
+    has_text: bool = True,
+    calls: Mapping[int, Sequence[CallCount]] | None = None,
+    world_size: int | None = None,
+) -> Page:
     """Decide what is shown of the outputs of *ranks*, given in any order.
 
     Args:
         ranks: What each rank made of the cell.
         is_folded: Show once what ranks have in common.
         has_text: Show stdout and stderr; ``False`` where they were streamed already.
+        calls: What collectives each rank called.
+        world_size: Number of ranks in the session, as far as known.
     """
     ranks = list(ranks)
     outputs = {
@@ -62,16 +75,24 @@ def lay_out(ranks: Iterable[RankOutput], *, is_folded: bool = True, has_text: bo
         )
         for output in ranks
     }
-    table = None
-    if is_folded:
-        table, outputs = split_scalars(outputs)
-        blocks = fold(outputs)
-    else:
-        blocks = tuple(Block((rank,), outputs[rank]) for rank in sorted(outputs))
+    table, parts = _fold(outputs) if is_folded else (None, _one_by_one(outputs))
     failures = group_failures(ranks, is_folded=is_folded)
     return Page(
-        blocks=trim([block for block in blocks if block.outputs]),
+        parts=trim(parts),
         table=table,
         causes=failures.causes,
         waiting=failures.waiting,
+        collectives=collectives_line(calls or {}, world_size),
     )
+
+
+def _fold(
+    outputs: Mapping[int, tuple[Shown, ...]],
+) -> tuple[ScalarTable | None, tuple[Part, ...]]:
+    table, rest = split_scalars(outputs)
+    return table, merge([block for block in fold(rest) if block.outputs])
+
+
+def _one_by_one(outputs: Mapping[int, tuple[Shown, ...]]) -> tuple[Part, ...]:
+    blocks = tuple(Block((rank,), outputs[rank]) for rank in sorted(outputs) if outputs[rank])
+    return (Variants("whole", blocks),) if len(blocks) > 1 else blocks

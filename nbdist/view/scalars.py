@@ -14,6 +14,7 @@ from nbdist.wire import Display
 Number = int | float
 
 _NUMBER = re.compile(r"(?:[\w.]+\()?(-?(?:[\d.][\d.e+-]*|inf|nan))(?:[,)]|$)")
+_WHOLE_PART = re.compile(r"-?(?:\d+|inf|nan|)")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,14 @@ class ScalarTable:
 
     rows: tuple[tuple[int, str], ...]
     totals: tuple[str, ...]
+
+    def aligned(self) -> list[str]:
+        """Return the values padded so that their decimal points stand below one another."""
+        places = [_point(value) for _, value in self.rows]
+        return [
+            " " * (max(places) - place) + value
+            for place, (_, value) in zip(places, self.rows, strict=True)
+        ]
 
 
 def split_scalars(
@@ -51,6 +60,12 @@ def tabulate(results: Mapping[int, Display]) -> ScalarTable:
         # Rounded by their own repr until they look alike, so say them in full.
         texts = {rank: repr(value) for rank, value in values.items()}
     return ScalarTable(tuple(texts.items()), tuple(_totals(values, texts)))
+
+
+def _point(value: str) -> int:
+    """Return how many characters of *value* stand before its decimal point."""
+    found = _WHOLE_PART.match(value)
+    return found.end() if found else 0
 
 
 def _scalar_result(outputs: Sequence[Shown]) -> Display | None:

@@ -8,6 +8,7 @@ from nbdist.view.ansi import strip_ansi
 from nbdist.view.consolidate import Shown, describe_dropped
 from nbdist.view.failures import Cause, trace_lines
 from nbdist.view.fold import Block
+from nbdist.view.merge import blocks_of
 from nbdist.view.mime import display_text
 from nbdist.view.names import label_ranks, label_stream
 from nbdist.view.page import Page
@@ -19,11 +20,12 @@ _INDENTS = {"where": "  ", "source": "      ", "error": "  ", "note": "  "}
 
 def render_text(page: Page) -> str:
     """Write *page* as plain text without a line break at its end."""
-    parts = [_block(block) for block in page.blocks]
+    parts = [_block(block) for part in page.parts for block in blocks_of(part)]
     if page.table:
         parts.append(_table(page.table))
     parts += [_cause(cause) for cause in page.causes]
     parts += [waiting.headline() for waiting in page.waiting]
+    parts += [page.collectives] if page.collectives else []
     return "\n".join(parts)
 
 
@@ -47,7 +49,7 @@ def _table(table: ScalarTable) -> str:
     labels = [label_ranks([rank]) for rank, _ in table.rows]
     width = max(map(len, labels))
     lines = [
-        f"{label:<{width}} {value}" for label, (_, value) in zip(labels, table.rows, strict=True)
+        f"{label:<{width}} {value}" for label, value in zip(labels, table.aligned(), strict=True)
     ]
     return "\n".join([*lines, " · ".join(table.totals)])
 
@@ -59,6 +61,8 @@ def _cause(cause: Cause) -> str:
         )
         for message in cause.messages
     ]
-    label = label_stream(cause.ranks, "")
-    trace = [_prefix(label, indent(line.text, _INDENTS[line.kind])) for line in trace_lines(cause)]
+    trace = [
+        _prefix(label_stream(line.ranks or cause.ranks, ""), indent(line.text, _INDENTS[line.kind]))
+        for line in trace_lines(cause)
+    ]
     return "\n".join([*heads, *trace])

@@ -6,26 +6,54 @@ the rank's log has the end of it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from nbdist.view.consolidate import Shown
 from nbdist.view.fold import Block
+from nbdist.view.merge import Part, Variants, blocks_of
 from nbdist.wire import Dropped, Text
 
-MAX_PAGE_CHARS = 2_000_000  # of text, all blocks together
+MAX_PAGE_CHARS = 2_000_000  # of text, all parts together
 MIN_BLOCK_CHARS = 20_000
 
 
-def trim(blocks: Sequence[Block], max_chars: int = MAX_PAGE_CHARS) -> tuple[Block, ...]:
-    """Cut the middle out of blocks whose text is too long for their share of *max_chars*."""
-    share = max(MIN_BLOCK_CHARS, max_chars // max(1, len(blocks)))
-    return tuple(
-        dataclasses.replace(block, outputs=tuple(_trim_outputs(block.outputs, share)))
-        if sum(map(_num_chars, block.outputs)) > share
-        else block
-        for block in blocks
+def trim(parts: Sequence[Part], max_chars: int = MAX_PAGE_CHARS) -> tuple[Part, ...]:
+    """Cut the middle out of texts that are too long for their share of *max_chars*.
+
+    Lines that stand beside those of other ranks stay; they are short.
+    """
+    share = _share(
+        [sum(map(_num_chars, b.outputs)) for p in parts for b in blocks_of(p)], max_chars
     )
+    return tuple(_trim_part(part, share) for part in parts)
+
+
+def _share(lengths: Sequence[int], max_chars: int) -> int:
+    """Return how many characters a text may have so that all together keep to *max_chars*.
+
+    What short texts leave over is for the longer ones.
+    """
+    left, share = max_chars, max_chars
+    for num_done, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - num_done)
+        if length > share:
+            break
+        left -= length
+    return max(MIN_BLOCK_CHARS, share)
+
+
+def _trim_part(part: Part, share: int) -> Part:
+    if isinstance(part, Block):
+        return _trim_block(part, share)
+    if part.kind == "line":
+        return part
+    return Variants(part.kind, tuple(_trim_block(block, share) for block in part.blocks))
+
+
+def _trim_block(block: Block, share: int) -> Block:
+    if sum(map(_num_chars, block.outputs)) <= share:
+        return block
+    return Block(block.ranks, tuple(_trim_outputs(block.outputs, share)))
 
 
 def _trim_outputs(outputs: Sequence[Shown], max_chars: int) -> list[Shown]:

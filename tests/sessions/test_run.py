@@ -268,9 +268,10 @@ def test_events_come_in_order_and_end_with_done() -> None:
     run.hear(message(0, INPUT_REQUEST, {"prompt": "? ", "is_password": False}))
     run.hear(reply(0, num_batches=1, outputs=(Text("stdout", "b"),)))
 
-    events = [run.next_event(0) for _ in range(5)]
+    events = [run.next_event(0) for _ in range(6)]
 
-    assert [event.kind for event in events if event] == ["output", "input", "output", "done"]
+    kinds = [event.kind for event in events if event]
+    assert kinds == ["output", "input", "output", "ended", "done"]
     assert events[-1] is None
 
 

@@ -4,7 +4,8 @@ import re
 from html import unescape
 
 from nbdist.view import render
-from nbdist.view.html import LAST_LINES, MAX_LINES, render_html
+from nbdist.view.html import render_html
+from nbdist.view.html_outputs import FIRST_LINES, LAST_LINES, MAX_LINES
 from nbdist.view.page import lay_out
 from nbdist.wire import CellError, Dropped, RankOutput
 from tests.view.build import (

@@ -1,0 +1,121 @@
+"""Which collectives a cell called, in one line.
+
+    CallCount, CallCount, …  →  4 × all_reduce (12 MB) · group world
+
+What all ranks of a group did alike is said once. Where they did not, each is named, since for a
+rank that called less than its peers they will wait in the next cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nbdist.view.names import name_ranks
+from nbdist.view.sizes import describe_size
+from nbdist.wire import CallCount
+
+MAX_NAMED_GROUPS = 4
+
+_FIRST_GROUP = "0"
+_MESSAGES = frozenset({"send", "recv", "isend", "irecv"})
+
+Calls = Mapping[int, Sequence[CallCount]]
+
+
+def collectives_line(calls: Calls, world_size: int | None = None) -> str:
+    """Say what was called how often and with how much data; empty where nothing was.
+
+    A size is what one rank put in, all calls together; ``1–3 MB`` where ranks put in different
+    amounts.
+
+    Args:
+        calls: By rank, of all ranks the cell ran on.
+        world_size: Number of ranks in the session; without it, the highest rank known here is
+            taken for its last.
+    """
+    groups = _groups(calls)
+    size = world_size or 1 + max((rank for group in groups for rank in group.ranks), default=0)
+    world = _find_world(groups, size)
+    alike: dict[Hashable, list[_Group]] = {}
+    for group in groups:
+        alike.setdefault((group.said(), group is world), []).append(group)
+    return "; ".join(
+        f"{same[0].said()} · {'group world' if same[0] is world else _name(same, size)}"
+        for same in alike.values()
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A group, and what each of its ranks called in it, of those ranks the cell ran on."""
+
+    name: str
+    ranks: tuple[int, ...]
+    calls: Mapping[int, Mapping[str, CallCount]]
+
+    def said(self) -> str:
+        ops = dict.fromkeys(op for calls in self.calls.values() for op in calls)
+        common = [op for op in ops if len({self._count(rank, op) for rank in self.calls}) == 1]
+        parts = [", ".join(self._say(op, tuple(self.calls)) for op in common)]
+        parts += self._by_rank([op for op in ops if op not in common])
+        return " · ".join(part for part in parts if part)
+
+    def _by_rank(self, ops: Sequence[str]) -> Iterator[str]:
+        """Say how often which ranks called each of *ops*."""
+        ranks_of: dict[tuple[int, ...], list[int]] = {}
+        for rank in self.calls:
+            ranks_of.setdefault(tuple(self._count(rank, op) for op in ops), []).append(rank)
+        for ranks in ranks_of.values():
+            said = [self._say(op, ranks) for op in ops if self._is_told(ranks[0], op)]
+            if said:
+                yield f"{name_ranks(ranks)}: {', '.join(said)}"
+
+    def _count(self, rank: int, op: str) -> int:
+        call = self.calls[rank].get(op)
+        return call.count if call else 0
+
+    def _is_told(self, rank: int, op: str) -> bool:
+        # Who sends does not receive; only in a collective is it news that a rank took no part.
+        return op not in _MESSAGES or self._count(rank, op) > 0
+
+    def _say(self, op: str, ranks: Sequence[int]) -> str:
+        count = self._count(ranks[0], op)
+        if not count:
+            return f"no {op}"
+        sizes = sorted(self.calls[rank][op].size_bytes for rank in ranks)
+        low, high = describe_size(sizes[0]), describe_size(sizes[-1])
+        size = high if low == high else f"{low}–{high}"
+        return f"{count:,} × {op}" + f" ({size})" * bool(sizes[-1])
+
+
+def _groups(calls: Calls) -> list[_Group]:
+    """Sort *calls* by group, in the order in which the ranks first called there."""
+    found: dict[tuple[str, tuple[int, ...]], dict[int, dict[str, CallCount]]] = {}
+    for rank in sorted(calls):
+        for call in calls[rank]:
+            of_group = found.setdefault((call.group, call.ranks), {})
+            of_group.setdefault(rank, {})[call.op] = call
+    return [
+        _Group(name, ranks, {rank: by_rank.get(rank, {}) for rank in sorted({*ranks} & {*calls})})
+        for (name, ranks), by_rank in found.items()
+    ]
+
+
+def _find_world(groups: Sequence[_Group], world_size: int) -> _Group | None:
+    """Return torch's default group: the first of those that have all ranks."""
+    of_all = [group for group in groups if len(group.ranks) == world_size]
+    named = [group for group in of_all if group.name == _FIRST_GROUP]
+    return next(iter(named + of_all), None)
+
+
+def _name(groups: Sequence[_Group], world_size: int) -> str:
+    """Name groups of which the same is said."""
+    sizes = {len(group.ranks) for group in groups}
+    if len(groups) > MAX_NAMED_GROUPS:
+        of_size = f" of {sizes.pop()} ranks" if len(sizes) == 1 else ""
+        return f"{len(groups)} groups{of_size}"
+    ranks = [name_ranks(group.ranks).partition(" ")[2] for group in groups]
+    if sizes == {world_size}:
+        return "another group of all ranks" if len(groups) == 1 else f"{len(groups)} groups of all"
+    return f"group{'s' * (len(groups) > 1)} of ranks {' | '.join(ranks)}"
