@@ -79,7 +79,7 @@ class AgentLink:
         self._socket.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
 
     def close(self) -> None:
-        """Cut the connection; without a ``stop`` before it the agent ends the session itself."""
+        """Cut the connection; a session whose kernel this was waits for another one then."""
         self._is_closed = True
         if os.getpid() == self._pid:  # not in a forked child: the connection is its parent's
             with contextlib.suppress(OSError):  # the agent may have cut it first

@@ -17,7 +17,7 @@ from typing import Any
 
 from nbdist import processes
 from nbdist.config import Config, to_dict
-from nbdist.errors import LaunchError, NbdistError
+from nbdist.errors import LaunchError, NbdistError, SessionError
 from nbdist.folder import SessionFolder, runtime_root
 from nbdist.launchers.agent_link import AgentLink, Event
 from nbdist.launchers.devices import (
@@ -34,6 +34,7 @@ from nbdist.wire import AgentSpec, to_json
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5.0
+ATTACH_TIMEOUT_S = 10.0
 TAIL_LINES = 15
 
 
@@ -52,6 +53,9 @@ class Processes:
         failure: What the agent could not do or keep alive, if there is anything.
         has_imported: The agent has imported torch.
         is_agent_lost: The agent is gone, and with it the session.
+        is_controller_lost: The controller is gone: the ranks cannot be reached.
+        turn: How many kernels had the session before this one; ``None`` until this one has it.
+        left_at: When the one before it went, in seconds since the epoch.
         changed: Notified whenever one of these changes.
         link: The connection to the agent.
         cluster: ipyparallel's view of the processes.
@@ -68,12 +72,16 @@ class Processes:
     failure: str | None = None
     has_imported: bool = False
     is_agent_lost: bool = False
+    is_controller_lost: bool = False
+    turn: int | None = None
+    left_at: float = 0.0
     changed: threading.Condition = field(default_factory=threading.Condition)
     link: AgentLink = field(init=False)
     cluster: Any = None
     controller: ProcessId | None = None
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _state: Event = field(default_factory=dict)
+    _owner: Event | None = None
 
     def __post_init__(self) -> None:
         self.link = AgentLink(self.folder, self._hear)
@@ -97,10 +105,16 @@ class Processes:
                 self._state = event
             elif kind == "failed":
                 self.failure = event["error"]
+            elif kind == "attached":
+                self.turn, self.left_at = event["turn"], event["left_at"]
+            elif kind == "refused":
+                self._owner = event
+            elif kind == "controller lost":
+                self.is_controller_lost = True
             elif kind in ("lost", "stopped"):
                 self.is_agent_lost = True
             self.changed.notify_all()
-        if kind in ("exited", "lost"):
+        if kind in ("exited", "lost", "controller lost"):
             self.on_exit(event)
 
     def ask_state(self, timeout_s: float) -> Event:
@@ -116,6 +130,34 @@ class Processes:
                 return {}
             self.changed.wait_for(lambda: self._state.get("number", -1) >= number, timeout_s)
             return self._state if self._state.get("number") == number else {}
+
+    def attach(self) -> None:
+        """Take the session: from now on the ranks wait for another kernel when this one is killed.
+
+        Raises:
+            SessionError: Another kernel has it, or its agent does not answer.
+        """
+        session_id = self.folder.session_id
+        with self.changed:
+            try:
+                self.link.send("attach", kernel=kernel_of_this_process())
+            except OSError:
+                self.is_agent_lost = True
+            self.changed.wait_for(
+                lambda: self.turn is not None or self._owner is not None or self.is_agent_lost,
+                ATTACH_TIMEOUT_S,
+            )
+        if self.turn is not None:
+            return
+        if self._owner is not None:
+            raise SessionError(
+                f"Session {session_id} belongs to a kernel that runs, pid {self._owner['pid']}.\n"
+                "Shut that kernel down to end both, or use its notebook; `nbdist ps` lists them."
+            )
+        raise SessionError(
+            f"The agent of session {session_id} does not answer.\n"
+            f"`nbdist stop {session_id}` in a shell clears up; `%dist start` starts anew."
+        )
 
     def kill(self, ranks: Iterable[int]) -> None:
         """End the processes of *ranks*, and return when they are gone."""
@@ -146,6 +188,13 @@ class Processes:
             pass  # the agent is gone already: what is left is ended by the records
         self.link.close()
         end_session(self.folder)
+
+    def stop_soon(self) -> None:
+        """Have every process of the session ended, and do not wait for it; for signal handlers."""
+        try:
+            self.link.send("stop")
+        except OSError:  # the agent is gone already
+            end_session(self.folder)
 
 
 def end_session(folder: SessionFolder) -> list[str]:

@@ -10,14 +10,20 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
+from IPython.display import publish_display_data
+
 from nbdist.config import Config, load_config, to_dict, to_yaml
 from nbdist.errors import SessionError, UsageError, did_you_mean
+from nbdist.folder import runtime_root
+from nbdist.notebook.background import tell_troubles
+from nbdist.notebook.closing import end_ranks_on_shutdown
 from nbdist.notebook.options import CellOptions, cell_options, verb_parser
 from nbdist.notebook.progress import StartProgress
 from nbdist.notebook.stopping import StopButton
 from nbdist.packing import readable_size
 from nbdist.sessions import current
-from nbdist.view import name_ranks
+from nbdist.sessions.waiting import waiting
+from nbdist.view import name_ranks, render
 
 HOW_TO_START = (
     "No ranks are running. `%dist start` starts one per GPU (or 2 on CPU), `%dist start -n 4` four."
@@ -29,12 +35,16 @@ HELP = """\
 %dist stop | restart             end the ranks | end them and start anew with the same config
 %dist config                     the resolved configuration
 %dist seed N                     reseed all ranks
+%dist attach [ID]                take a session whose kernel was killed, with all its variables
 %dist recover                    a fresh rank in the place of each dead one; the others keep all
+              [--from RANK] [--copy NAME ...]   copy to it what differs between the others, too
 %dist restart --ranks 1          end rank 1 and put a fresh one in its place
 %dist check NAME [--repair --from RANK]   are the replicas of a variable equal on all ranks
 %dist guard [on|trace|off]       check collectives before they run
 %dist pull EXPR [-r RANKS] [-o NAME] [--yes]   bring a variable of the ranks here
 %dist push NAME ... [-r RANKS]   send variables of the notebook to the ranks
+%dist last                       the last cell's output again
+%dist log In[12] [-r RANKS] [-n LINES]   what each rank put out in that cell
 %dist logs [-r RANKS] [-n LINES] the end of each rank's log
 %%dist [RANKS] [-o NAME] [-a] [--timeout S] [--local] [--no-fold]   run a cell on the ranks
 RANKS: 0   0,2   0-2   1:   -1   [0,2]   all (default)"""
@@ -69,6 +79,9 @@ class Commands:
             "stop": self._stop,
             "restart": self._restart,
             "recover": self._recover,
+            "attach": self._attach,
+            "last": self._last,
+            "log": self._log,
             "check": self._check,
             "guard": self._guard,
             "status": self._status,
@@ -104,6 +117,7 @@ class Commands:
             run = session.run(code, options.ranks, want_value=wants_value, number=number, **limit)
             run.fold = options.fold
             if options.noblock:
+                tell_troubles(run)
                 return run
             try:
                 if options.local:
@@ -145,7 +159,29 @@ class Commands:
                     "`%dist stop` first, or `%dist restart` to start anew with theirs."
                 )
             return self._say(f"already running: {session.summary}")
+        self._name_waiting()
         return self._launch(config)
+
+    def _name_waiting(self) -> None:
+        """Say which sessions of killed kernels still hold devices and memory."""
+        for found in waiting(runtime_root()):
+            self._say(
+                f"A session waits for a kernel: {found}.\n"
+                f"`%dist attach {found.folder.session_id}` takes it, "
+                f"`nbdist stop {found.folder.session_id}` in a shell ends it."
+            )
+
+    def _attach(self, line: str) -> None:
+        from nbdist.notebook import cells
+
+        parser = verb_parser("attach")
+        parser.add_argument("session_id", nargs="?", metavar="ID")
+        session = current.attach(parser.read(line).session_id)
+        end_ranks_on_shutdown(self.shell)
+        self._say(f"attached: {session.summary}")
+        for run in session.restored:
+            with StopButton() as button:
+                cells.follow(session, run, self.shell, button)
 
     def _read_config(self, line: str) -> Config:
         parser = verb_parser("start")
@@ -162,6 +198,7 @@ class Commands:
         return load_config(found.config, overrides)
 
     def _launch(self, config: Config) -> None:
+        end_ranks_on_shutdown(self.shell)
         with StartProgress(self.shell) as progress:
             session = current.start(config, on_progress=progress.show)
         self._say(session.summary)
@@ -185,8 +222,11 @@ class Commands:
         return self._launch(config)
 
     def _recover(self, line: str) -> None:
-        verb_parser("recover").read(line)
-        self._say(str(current.get().recover()))
+        parser = verb_parser("recover")
+        parser.add_argument("--from", dest="source", type=int, metavar="RANK")
+        parser.add_argument("--copy", nargs="+", default=[], metavar="NAME")
+        found = parser.read(line)
+        self._say(str(current.get().recover(source=found.source, also=found.copy)))
 
     def _check(self, line: str) -> None:
         parser = verb_parser("check")
@@ -213,6 +253,29 @@ class Commands:
         with StopButton() as button:
             run = session.run(code, want_value=False)
             cells.follow(session, run, self.shell, button)
+
+    def _last(self, line: str) -> None:
+        verb_parser("last").read(line)
+        journals = current.get().journals
+        bundle = render([journals.output_of(cell) for cell in journals.last()])
+        if bundle:
+            publish_display_data(bundle)
+        else:
+            self._say("The last cell has put out nothing.")
+
+    def _log(self, line: str) -> None:
+        parser = verb_parser("log", ranks=True)
+        parser.add_argument("label", metavar="In[N]")
+        parser.add_argument("-n", "--lines", type=int, metavar="LINES")
+        found = parser.read(line)
+        session = current.get()
+        ranks = session.select(found.ranks)
+        label = f"In[{found.label}]" if found.label.isdigit() else found.label
+        for cell in session.journals.labelled(label):
+            if cell.rank in ranks:
+                bundle = render([session.journals.output_of(cell)], fold=False)
+                lines = bundle.get("text/plain", f"[rank{cell.rank}] put out nothing").splitlines()
+                self._say("\n".join(lines[-found.lines :] if found.lines else lines))
 
     def _status(self, line: str) -> None:
         verb_parser("status").read(line)

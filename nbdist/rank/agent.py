@@ -6,7 +6,11 @@
 
 It is the parent of all ranks: it sees an exit at once, ends the rest of a dead rank's process
 group, and tells the kernel. Over its socket (JSON lines) go births, deaths and signals; neither
-code nor results. It ends the whole session when told to, or when the kernel's connection breaks.
+code nor results. It ends the whole session when told to.
+
+A kernel that goes without a word (killed, crashed) leaves a lease: the ranks go on, and so does
+what runs on them. Another kernel may take the session within ``lease_s``; then it ends by itself.
+A kernel that goes before it has said ``attach``, that is during the start, leaves nothing.
 
 It also holds the guard's table: when a rank dies, whoever waits for it is freed from here.
 
@@ -25,6 +29,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -75,6 +80,24 @@ class RankProcess:
     is_filling: bool = False
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The kernel that has the session.
+
+    Attributes:
+        connection: Its end is the kernel's, unless a child that the kernel forked holds it as well.
+        process: ``None`` where the kernel cannot be seen from here.
+    """
+
+    connection: socket.socket
+    process: processes.ProcessId | None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self.process is None or self.process.is_alive
+
+
 class Agent:
     """Forks, watches, signals and ends the ranks of one host."""
 
@@ -83,6 +106,12 @@ class Agent:
         self.spec = spec
         self.ranks: dict[int, RankProcess] = {}
         self.kernels: dict[socket.socket, bytearray] = {}
+        self.owner: Owner | None = None
+        self.lease_ends: float | None = None  # on the monotonic clock
+        self._num_attached = 0
+        self._left_at = 0.0  # when the last kernel went, in seconds since the epoch
+        self._controller: processes.ProcessId | None = None
+        self._is_controller_lost = False
         self.store_address = ("127.0.0.1", 0)
         self.store_channel: socket.socket | None = None
         self._store_pid = 0
@@ -97,17 +126,13 @@ class Agent:
 
     def run(self) -> None:
         """Start everything, then serve until the session ends."""
-        kernel = processes.ProcessId(self.spec.kernel_pid, self.spec.kernel_started)
-        self._serve_until(lambda: bool(self.kernels) or not kernel.is_alive)
-        if not self.kernels:
-            return self.end("the kernel was gone before it connected")
+        self._serve_until(lambda: bool(self.kernels))
         try:
             self._start()
         except Exception as exc:
             logger.exception("the start failed")
             self._push({"event": "failed", "error": f"{type(exc).__name__}: {exc}"})
         self._serve_until(lambda: self.is_ending)
-        return None
 
     def _start(self) -> None:
         import_engine()
@@ -124,6 +149,8 @@ class Agent:
                 key.data(key.fileobj)
             self._collect_exits()
             self._look_at_pipes()
+            self._look_at_kernel()
+            self._look_at_controller()
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -152,10 +179,7 @@ class Agent:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        uid = struct.unpack(
-            "3i",
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")),
-        )[1]
+        _, uid, _ = _peer(connection)
         if uid != os.getuid():
             connection.close()
             return
@@ -165,6 +189,8 @@ class Agent:
             self._send(connection, message)
 
     def _hear_kernel(self, connection: socket.socket) -> None:
+        if connection not in self.kernels:  # given up a moment ago
+            return
         try:
             data = connection.recv(65536)
         except ConnectionError:
@@ -179,13 +205,75 @@ class Agent:
         self._selector.unregister(connection)
         self.kernels.pop(connection, None)
         connection.close()
-        if not self.kernels:
-            self.end("the kernel is gone")
+        if self.owner is not None and self.owner.connection is connection:
+            self._begin_lease()
+        elif self._is_starting and not self.kernels:
+            self.end("the kernel was gone before the session was ready")
+
+    @property
+    def _is_starting(self) -> bool:
+        """Whether no kernel has had the session yet."""
+        return self.owner is None and self.lease_ends is None
+
+    def _attach(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
+        """Give the session to the kernel at *connection*, unless another one has it."""
+        if self.owner is not None and not self.owner.is_alive:
+            self._lose(self.owner.connection)
+        if self.owner is not None and self.owner.connection is not connection:
+            pid = self.owner.process.pid if self.owner.process is not None else None
+            self._send(connection, {"event": "refused", "pid": pid})
+            return
+        try:
+            process = processes.ProcessId.of(_peer(connection)[0])
+        except ProcessLookupError:
+            process = None
+        self.owner, self.lease_ends = Owner(connection, process), None
+        kernel = {**message["kernel"], "since": time.time()}
+        about = {**self.folder.description(), "kernel": kernel, "lease_until": None}
+        self.folder.describe(about)
+        answer = {"event": "attached", "turn": self._num_attached, "left_at": self._left_at}
+        self._send(connection, answer)
+        self._num_attached += 1
+
+    def _begin_lease(self) -> None:
+        """Wait for another kernel; the ranks go on."""
+        self.owner, self._left_at = None, time.time()
+        lease_s = self.spec.config["lease_s"]
+        if not lease_s or self._is_controller_lost:
+            return self.end("the kernel is gone")
+        self.lease_ends = time.monotonic() + lease_s
+        lease_until = self._left_at + lease_s
+        self.folder.describe({**self.folder.description(), "lease_until": lease_until})
+        logger.info("the kernel is gone; the session waits %s s for another one", lease_s)
+        return None
+
+    def _look_at_kernel(self) -> None:
+        """See a kernel's end where its connection does not show it; end with the lease."""
+        if self.owner is not None and not self.owner.is_alive:
+            self._lose(self.owner.connection)
+        elif self.lease_ends is not None and time.monotonic() > self.lease_ends:
+            self.end("no kernel came within the lease")
+        elif self._is_starting:
+            kernel = processes.ProcessId(self.spec.kernel_pid, self.spec.kernel_started)
+            if not kernel.is_alive:
+                self.end("the kernel was gone before the session was ready")
+
+    def _look_at_controller(self) -> None:
+        """Tell the kernel when the controller is gone: nothing else reaches the ranks."""
+        if self._controller is None:
+            self._controller = self.folder.process("controller")
+        elif not self._is_controller_lost and not self._controller.is_alive:
+            self._is_controller_lost = True
+            self._push({"event": "controller lost"})
+            if self.lease_ends is not None:
+                self.end("no kernel can reach the ranks any more")
 
     def _obey(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
         command = message.get("command")
         if command == "stop":
             self.end("told to stop", reply_to=connection)
+        elif command == "attach":
+            self._attach(connection, message)
         elif command == "spawn":
             self._respawn(message)
         elif command == "kill":
@@ -214,6 +302,9 @@ class Agent:
 
     def _push(self, message: dict[str, Any]) -> None:
         """Tell every kernel, and those that connect later."""
+        if message["event"] == "spawned":  # what its forerunner did is of no use any more
+            old, rank = self._history, message["rank"]
+            self._history = [event for event in old if event.get("rank") != rank]
         self._history.append(message)
         for connection in list(self.kernels):
             self._send(connection, message)
@@ -339,7 +430,13 @@ class Agent:
     def _collect_exits(self) -> None:
         if self._store_pid and (code := _exit_code(self._store_pid)) is not None:
             self._store_pid = 0
-            self._push({"event": "failed", "error": f"the TCPStore's process ended, code {code}"})
+            self._push(
+                {
+                    "event": "failed",
+                    "error": f"the store keeper {exit_words(code)}; without it no process group "
+                    "can be made and no rank replaced",
+                }
+            )
         for rank, process in list(self.ranks.items()):
             if (code := _exit_code(process.identity.pid)) is not None:
                 self._bury(rank, code)
@@ -362,6 +459,7 @@ class Agent:
                 "rank": rank,
                 "pid": process.identity.pid,
                 "code": code,
+                "at": time.time(),
                 "tail": _tail(self.folder.rank_log(rank)),
             }
         )
@@ -427,6 +525,13 @@ class Agent:
         if reply_to is not None:
             self._send(reply_to, {"event": "stopped", "killed": killed})
         os._exit(0)
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    """Return pid, uid and gid of who made *connection*."""
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", packed)
+    return pid, uid, gid
 
 
 def import_engine() -> None:

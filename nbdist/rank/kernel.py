@@ -33,6 +33,7 @@ from nbdist.rank import cells, values
 from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
+from nbdist.rank.journal import Journal
 from nbdist.rank.logs import RankLog
 from nbdist.rank.outputs import Recorder, install_streams
 from nbdist.rank.placed import Place
@@ -66,6 +67,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         interrupts: Interrupts,
         inputs: InputRelay,
         recovery: Recovery,
+        journal: Journal,
     ) -> None:
         """Give the kernel what the engine made for it, and take our messages from now on."""
         self.recorder = recorder
@@ -73,6 +75,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.inputs = inputs
         self.folder = values.value_folder(folder)
         self.recovery = recovery
+        self.journal = journal
         self.is_fresh = False
         self.runner = cells.CellRunner(self.shell, recorder, interrupts, recovery)
         self.parents: dict[str, Any] = {}
@@ -92,6 +95,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         buffers: list[bytes] = []
         try:
             self.parents[parent["content"]["cell_id"]] = parent
+            self.journal.begin(parent["content"])
+            self.is_fresh = False  # from now on it has something of its own
             content, buffers = await self.runner.run(parent["content"], self.folder)
         except BaseException as exc:  # noqa: BLE001 - without a reply the notebook would wait for ever
             content = cells.reply_after(exc)
@@ -102,6 +107,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
                     task.uncancel()
         self.parents.pop(parent["content"].get("cell_id", ""), None)
         self._reply(stream, wire.CELL_REPLY, content, parent, ident, buffers)
+        self.journal.end(content)  # last: nobody waits for it
 
     async def on_values(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Send a variable to the notebook, or take one from it; whatever happens, reply."""
@@ -151,23 +157,24 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
 
     async def _settle(self, content: Mapping[str, Any]) -> dict[str, Any]:
         if content["action"] == "share":
-            return {"report": self._share()}
+            return {"report": self._share(content)}
         settled = self.recovery.settle(
             content["generation"], content["meeting"], must_rebuild=content["must_rebuild"]
         )
         return asdict(settled)
 
-    def _share(self) -> str:
+    def _share(self, content: Mapping[str, Any]) -> str:
         """Give fresh ranks what the others have alike; a collective of all ranks."""
         place = Place(self.recovery.guard.rank, self.names["device"])
-        is_fresh, self.is_fresh = self.is_fresh, False
         return share(
             self.shell.user_ns,
             self.names,
             place,
             self.folder.for_size(0),
-            is_fresh=is_fresh,
+            is_fresh=self.is_fresh,
             modules=self.recovery.lifeline.ddp_modules,
+            source=content["source"],
+            also=content["also"],
         )
 
     def _reply(
@@ -213,6 +220,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
 
     def on_input_reply(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Hand the user's answer to the ``input()`` that waits for it."""
+        self.journal.ask(None)
         self.inputs.answer(parent["content"])
         self._reply(stream, f"{wire.INPUT_REPLY}_reply", {"status": "ok"}, parent, ident)
 
@@ -238,6 +246,12 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         """Send one batch of the cell's output on iopub."""
         content = {"outputs": [wire.output_to_json(output) for output in outputs]}
         self.publish(wire.OUTPUT_BATCH, cell_id, content)
+        self.journal.add(content["outputs"])
+
+    def publish_question(self, msg_type: str, cell_id: str, question: dict[str, Any]) -> None:
+        """Send what the user is to be asked, and keep it for a notebook that comes later."""
+        self.publish(msg_type, cell_id, question)
+        self.journal.ask(question)
 
     def publish(self, msg_type: str, cell_id: str, content: dict[str, Any]) -> None:
         """Send a message about a running cell on iopub; any thread may."""
@@ -310,8 +324,9 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         kernel = self.kernel
         recorder = Recorder(self.rank_log, self.pipe, kernel.publish_batch, self.log_bytes)
         interrupts = Interrupts()
-        inputs = InputRelay(kernel.publish, lambda: kernel.runner.cell_id)
-        kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery)
+        inputs = InputRelay(kernel.publish_question, lambda: kernel.runner.cell_id)
+        journal = Journal(self.folder.journals(self.id), max_cell_bytes=2 * self.log_bytes)
+        kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery, journal)
         kernel.names, kernel.is_fresh = self.names, self.is_fresh
         kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()

@@ -91,9 +91,12 @@ def _reduce_ddp(_place: Place, module: DistributedDataParallel) -> Reduced:
 
 
 def ddp_state(module: DistributedDataParallel) -> Namespace:
-    """Return all of a DDP module but its native parts; its group too, which torch leaves out."""
+    """Return all of a DDP module but its native parts; its group too, which torch leaves out.
+
+    In the order of the names: that of the attributes is another in a module that was copied.
+    """
     native = ("reducer", "logger")
-    return {name: value for name, value in module.__dict__.items() if name not in native}
+    return {name: value for name, value in sorted(module.__dict__.items()) if name not in native}
 
 
 def set_ddp_state(module: DistributedDataParallel, state: Mapping[str, Any]) -> None:

@@ -12,7 +12,9 @@ those may be what is broken.
 from __future__ import annotations
 
 import gc
+import opcode
 import re
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +36,8 @@ from nbdist.runtime.table import Table
 from nbdist.wire import AgentSpec, GroupCall
 
 REASON_S = 1.0
+_RAISE = opcode.opmap["RAISE_VARARGS"]
+_BELOW = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))  # torch and nbdist
 _LOST = re.compile(r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|gloo|NCCL")
 
 
@@ -87,6 +91,8 @@ class Recovery:
         self._support = torch_private.probe()
         self._aborted_before: str | None = None
         self._is_half_built = False
+        self._is_unsettled = False
+        self._ended_at = 0  # when the latest cell was over here, as the table's stamps count
 
     @classmethod
     def for_rank(
@@ -164,6 +170,9 @@ class Recovery:
     def begin(self) -> None:
         """Say that a cell begins."""
         self._aborted_before = self.lifeline.aborted
+        met = self.guard.cancellation()
+        # Not what fails meanwhile: another rank may have been quicker to begin, and to fail.
+        self._is_unsettled = met is not None and met.stamp < self._ended_at
         self.guard.take_counts()
 
     def conclude(self, failure: BaseException | None, *, was_told_to_stop: bool) -> Conclusion:
@@ -173,6 +182,12 @@ class Recovery:
             failure: What the cell raised.
             was_told_to_stop: This rank was told to stop it.
         """
+        try:
+            return self._conclude(failure, was_told_to_stop)
+        finally:
+            self._ended_at = time.monotonic_ns()
+
+    def _conclude(self, failure: BaseException | None, was_told_to_stop: bool) -> Conclusion:
         was_cut_off = self.lifeline.aborted is not None and self._aborted_before is None
         if failure is None and was_cut_off:
             try:
@@ -183,9 +198,11 @@ class Recovery:
             return Conclusion(None)
         if _is_lost_connection(failure):  # the peer's end may be known here before its reason is
             self.guard.table.wait_for_cancel(self.guard.cut, REASON_S)
-        if was_cut_off or _is_lost_connection(failure):
+        if _is_lost_connection(failure) or (was_cut_off and not _is_raised_by_user(failure)):
             failure = self.guard.explain(failure)
         peer = failure if isinstance(failure, PeerFailed) else None
+        if peer is not None and self._is_unsettled:
+            return Conclusion(_not_settled(peer))
         freed_by_stop = was_told_to_stop and (was_cut_off or isinstance(failure, CollectiveError))
         is_interrupt = was_told_to_stop and has_interrupt(failure)
         if freed_by_stop or is_interrupt or (peer and peer.kind == "stopped"):
@@ -235,7 +252,8 @@ class Recovery:
             RebuildError: Likewise, while the groups were made.
         """
         is_broken = must_rebuild or self.lifeline.aborted is not None
-        is_broken |= self._is_half_built
+        # Unguarded, nobody has counted which native calls are still under way.
+        is_broken |= self._is_half_built or self.guard.mode == "off"
         outcome = self.guard.resync(self._meeting_store, meeting, is_broken=is_broken)
         rebuilt: tuple[str, ...] = ()
         if outcome.needs_rebuild:
@@ -262,9 +280,37 @@ def is_out_of_memory(failure: BaseException) -> bool:
     return isinstance(failure, RuntimeError) and "can't allocate memory" in str(failure)
 
 
+def _not_settled(failure: PeerFailed) -> PeerFailed:
+    """Return the error of a cell that met what had failed before it."""
+    first = _first_line(failure)
+    told = PeerFailed(
+        f"{first}; that was in an earlier cell, and the ranks have not agreed to go on since.\n"
+        "They do as soon as none is dead and none is busy with an earlier cell: `%dist status` "
+        "shows that, `%dist recover` replaces dead ranks.\n"
+        "All variables are kept; cells without collectives run meanwhile.",
+        failure.culprit,
+        failure.kind,
+    )
+    return told.with_traceback(failure.__traceback__)
+
+
 def _is_lost_connection(failure: BaseException) -> bool:
     """Whether *failure* is what a backend raises when a peer has gone, not the user's own error."""
-    return isinstance(failure, RuntimeError) and bool(_LOST.search(message_of(failure)))
+    if not isinstance(failure, RuntimeError) or _is_raised_by_user(failure):
+        return False
+    return bool(_LOST.search(message_of(failure)))
+
+
+def _is_raised_by_user(failure: BaseException) -> bool:
+    """Whether a ``raise`` outside of torch and nbdist made *failure*, and no native call."""
+    step = failure.__traceback__
+    if step is None:
+        return False
+    while step.tb_next is not None:
+        step = step.tb_next
+    code = step.tb_frame.f_code
+    is_raise = code.co_code[step.tb_lasti] == _RAISE
+    return is_raise and not code.co_filename.startswith(_BELOW)
 
 
 def _first_line(failure: BaseException) -> str:

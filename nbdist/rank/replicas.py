@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import secrets
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,26 +183,44 @@ def renew_reducers(modules: Iterable[DistributedDataParallel]) -> int:
 # The decision -------------------------------------------------------------------------------------
 
 
-def choose(surveys: Mapping[int, Mapping[str, Digest]], dead: Sequence[int] = ()) -> Plan:
+def choose(
+    surveys: Mapping[int, Mapping[str, Digest]],
+    dead: Sequence[int] = (),
+    *,
+    source: int | None = None,
+    also: Collection[str] = (),
+) -> Plan:
     """Decide what a fresh rank gets: what all survivors have alike.
 
     Args:
         surveys: By rank, of all survivors.
         dead: The ranks that are gone, for the report.
+        source: The rank to copy from; the first of those that live when ``None``.
+        also: Names that are copied although they differ between ranks: the user says so.
     """
-    source = min(surveys)
+    source = min(surveys) if source is None else source
     names = dict.fromkeys(name for rank in sorted(surveys) for name in surveys[rank])
     reasons = {name: _reason_against(name, surveys, dead) for name in names}
+    for name in also:
+        if surveys[source].get(name, _ABSENT).digest:
+            reasons[name] = None
     copied = tuple(name for name, reason in reasons.items() if reason is None)
     kinds = {name: surveys[source][name].kind for name in copied}
     return Plan(
         source=source,
         copied=copied,
         left=tuple((name, reason) for name, reason in reasons.items() if reason is not None),
-        mixed=tuple(n for n in copied if len({found[n].buffers for found in surveys.values()}) > 1),
+        mixed=tuple(name for name in copied if _has_mixed_buffers(name, surveys)),
         defined=frozenset(n for n, kind in kinds.items() if kind in ("module", "definition")),
         num_compared=len(surveys),
     )
+
+
+def _has_mixed_buffers(name: str, surveys: Mapping[int, Mapping[str, Digest]]) -> bool:
+    return len({digests[name].buffers for digests in surveys.values() if name in digests}) > 1
+
+
+_ABSENT = Digest("refused")
 
 
 def _reason_against(
@@ -244,6 +262,8 @@ def share(
     *,
     is_fresh: bool,
     modules: Iterable[DistributedDataParallel] = (),
+    source: int | None = None,
+    also: Collection[str] = (),
 ) -> str:
     """Copy to the fresh ranks what the others have alike; on all ranks, whose groups work again.
 
@@ -254,6 +274,8 @@ def share(
         folder: Where the ranks of this host exchange files; with room for the copy.
         is_fresh: This rank has nothing yet.
         modules: All DDP modules of this rank.
+        source: As for `choose`; alike on all ranks.
+        also: As for `choose`; alike on all ranks.
 
     Returns:
         What was copied and what not, alike on all ranks.
@@ -265,14 +287,14 @@ def share(
     surveys = {rank: digests for rank, digests in enumerate(found) if digests is not None}
     if not surveys:
         return "nothing to copy: all ranks are fresh"
-    plan = choose(surveys, [rank for rank, digests in enumerate(found) if digests is None])
+    dead = [rank for rank, digests in enumerate(found) if digests is None]
+    plan = choose(surveys, dead, source=source, also=also)
     failed: dict[str, str] = {}
-    while True:  # once, as a rule; again without what the fresh rank could not make
+    is_taken = False
+    while not is_taken:  # once, as a rule; again without what a fresh rank could not make
         names = [name for name in plan.copied if name not in failed]
-        before = len(failed)
-        failed |= _carry(namespace, names, plan.source, place, folder, is_fresh)
-        if len(failed) == before:
-            break
+        new, is_taken = _carry(namespace, names, plan.source, place, folder, is_fresh)
+        failed |= new
     if not is_fresh:
         renew_reducers(modules)
     return plan.report(failed)
@@ -285,22 +307,26 @@ def _carry(
     place: Place,
     folder: Path,
     is_fresh: bool,
-) -> dict[str, str]:
-    """Carry *names* from rank *source* to the fresh ones; return what failed, on all ranks."""
+) -> tuple[dict[str, str], bool]:
+    """Carry *names* from rank *source* to the fresh ones.
+
+    Returns:
+        What failed, and whether the fresh ranks have all the rest; alike on all ranks.
+    """
     path = folder / f"replicas-{secrets.token_hex(8)}"
     wrote = _tried(write, namespace, names, path, place) if place.rank == source else None
     [wrote, path] = broadcast_object_list([wrote, path], source)
     did_write = isinstance(wrote, Transfer)
     took = _tried(read, path, namespace, place) if is_fresh and did_write else None
-    results = [wrote, *all_gather_objects(took)]
+    taken = all_gather_objects(took)
     if place.rank == source:
         path.unlink(missing_ok=True)
     failed: dict[str, str] = {}
-    for result in results:
+    for result in (wrote, *taken):
         if isinstance(result, TransferError):
             raise result
         failed |= result.failed if result else {}
-    return failed
+    return failed, not any(result.failed for result in taken if isinstance(result, Transfer))
 
 
 def _tried(action: Callable[..., Transfer], *arguments: Any) -> Transfer | TransferError:

@@ -4,22 +4,26 @@
 
 Asynchronous calls pass the guard without waiting, so a rank can be in the native half of one when a
 peer fails; nothing but the end of its connections frees it. Whether it is can be told exactly: it
-has issued a call that the peer has not issued, and will not. Ranks that wait in the guard are freed
-by the guard itself, and their groups stay as they are.
+has issued a call that the peer has not issued, and will not. The same goes for who makes a group
+with it. Ranks that wait in the guard are freed by the guard, and their groups stay as they are.
 
 Not covered: a call that both have issued and one of them left; the monitor sees that as a hang.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from nbdist.runtime.guard import Guard
 from nbdist.runtime.lifeline import Lifeline
 from nbdist.runtime.table import Cancellation
 
+logger = logging.getLogger(__name__)
+
 SETTLE_S = 0.002  # the failed rank's last call may be on its way from the guard to the group
 LOOK_AGAIN_S = 0.05
+CONNECT_PATIENCE_S = 0.05  # the failed rank may have done its part in a group that is being made
 IDLE_S = 1.0
 
 
@@ -29,6 +33,7 @@ class Rescue:
     def __init__(self, guard: Guard, lifeline: Lifeline) -> None:
         self._guard = guard
         self._lifeline = lifeline
+        self._handled = 0  # stamp of the latest that was acted on
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nbdist-rescue", daemon=True)
 
@@ -49,23 +54,30 @@ class Rescue:
         self._is_closed.set()
 
     def _run(self) -> None:
-        table, handled = self._guard.table, 0
         while not self.is_closed:
-            if not table.wait_for_cancel(self._guard.cut, IDLE_S):
-                continue
-            generation = self._lifeline.generation
-            self._is_closed.wait(SETTLE_S)
-            for cancellation in self._guard.cancellations():
-                # Once for each: the groups may be new ones before the ranks have agreed to go on.
-                if cancellation.stamp > handled and self._needs_abort(cancellation):
-                    handled = cancellation.stamp
-                    self._lifeline.abort(cancellation.reason, generation=generation)
-                    break
-            self._is_closed.wait(LOOK_AGAIN_S)
+            try:
+                if self._guard.table.wait_for_cancel(self._guard.cut, IDLE_S):
+                    self._look()
+            except Exception:  # the edge of a thread; without it nobody is freed any more
+                logger.exception("looking for a rank to free has failed")
+                self._is_closed.wait(LOOK_AGAIN_S)
+
+    def _look(self) -> None:
+        generation = self._lifeline.generation
+        self._is_closed.wait(SETTLE_S)
+        for cancellation in self._guard.cancellations():
+            # Once for each: the groups may be new ones before the ranks have agreed to go on.
+            if cancellation.stamp > self._handled and self._needs_abort(cancellation):
+                self._handled = cancellation.stamp
+                self._lifeline.abort(cancellation.reason, generation=generation)
+                break
+        self._is_closed.wait(LOOK_AGAIN_S)
 
     def _needs_abort(self, cancellation: Cancellation) -> bool:
         if self._lifeline.aborted is not None or cancellation.of is None:
             return False
         if cancellation.of == self._guard.rank:
             return False
-        return cancellation.kind == "died" or self._guard.has_unmatched(cancellation.of)
+        if cancellation.kind == "died" or self._guard.has_unmatched(cancellation.of):
+            return True
+        return self._lifeline.connecting_s > CONNECT_PATIENCE_S

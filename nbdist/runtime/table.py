@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import mmap
 import os
 import platform
@@ -39,6 +40,7 @@ CHUNK_BYTES = 2**26  # mapped at a time; what is never touched takes no memory
 SLOT_BYTES = 2**20  # a slot's rings shrink so that it stays about this small
 MAX_RECORDS = 64
 SPIN_S = 50e-6  # a peer that is about to come needs no system call
+PATIENCE_S = 0.05  # for a process that was stopped while it wrote a cancellation
 SLICE_S = 0.05  # a signal that came just before the system call is seen after this
 
 TEXT_BYTES = 288
@@ -299,8 +301,17 @@ class Table:
         return self._chunks[number]
 
     @contextlib.contextmanager
-    def _file_lock(self) -> Iterator[None]:
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+    def _file_lock(self, patience_s: float = math.inf) -> Iterator[None]:
+        """Keep other processes out; without the lock after *patience_s*: who has it is stopped."""
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            try:
+                how = fcntl.LOCK_EX | (0 if patience_s == math.inf else fcntl.LOCK_NB)
+                fcntl.flock(self._fd, how)
+            except BlockingIOError:
+                time.sleep(0.0005)
+            else:
+                break
         try:
             yield
         finally:
@@ -340,6 +351,13 @@ class Table:
             of: The rank that will not come; ``None`` for all.
             kind: What it was. A death is told in place of what was told before it.
         """
+        with self._lock, self._file_lock(PATIENCE_S):
+            self._write_cancel(reason, culprit, of, kind)
+        self._epoch_word.wake(self.epoch & 0xFFFF_FFFF)
+        for slot in self.slots():
+            slot.wake(self.epoch & 0xFFFF_FFFF)
+
+    def _write_cancel(self, reason: str, culprit: int, of: int | None, kind: Kind) -> None:
         index = self.world_size if of is None else of
         offset = _CANCELS + index * _CANCEL_BYTES
         stamp, _, old_kind, _ = _CANCEL.unpack_from(self._bytes, offset)
@@ -356,9 +374,6 @@ class Table:
                 len(text),
             )
         self._words[_EPOCH] = max(_CANCEL.unpack_from(self._bytes, offset)[0], self.epoch)
-        self._epoch_word.wake(self.epoch & 0xFFFF_FFFF)
-        for slot in self.slots():
-            slot.wake(self.epoch & 0xFFFF_FFFF)
 
     def cancellation(self, ranks: Sequence[int], after: int) -> Cancellation | None:
         """Return the first reason later than *after* why one of *ranks* will not come, if any."""

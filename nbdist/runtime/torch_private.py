@@ -207,6 +207,15 @@ def consumer_of_work(frame: Any) -> Literal["python", "reducer", "native"]:
     return "native" if name.startswith(_TORCH) and name != c10d.__file__ else "python"
 
 
+#: How gloo begins when a peer's end of a connection is gone.
+_LOST = ("Connection closed", "Connection reset", "Socket closed", "Broken pipe", "Read error")
+
+
+def is_lost_connection(exc: BaseException) -> bool:
+    """Say whether *exc* is what a native call raises when the process of a peer has ended."""
+    return isinstance(exc, RuntimeError) and any(text in str(exc) for text in _LOST)
+
+
 def is_real(value: Any) -> bool:
     """Say whether *value* is a tensor with data: neither traced nor on the meta device."""
     from torch._subclasses.fake_tensor import FakeTensor
@@ -400,10 +409,19 @@ def watch_ddp(seen: Callable[[Any], None]) -> Callable[[], None]:
         original(self, *args, **kwargs)
         seen(self)
 
+    original_setstate = DistributedDataParallel.__setstate__
+
+    @functools.wraps(original_setstate)
+    def setstate(self: Any, state: Any) -> None:  # one that was copied has no `__init__`
+        original_setstate(self, state)  # type: ignore[no-untyped-call]
+        seen(self)
+
     DistributedDataParallel.__init__ = init  # type: ignore[method-assign]
+    DistributedDataParallel.__setstate__ = setstate  # type: ignore[method-assign]
 
     def undo() -> None:
         DistributedDataParallel.__init__ = original  # type: ignore[method-assign]
+        DistributedDataParallel.__setstate__ = original_setstate  # type: ignore[method-assign]
 
     return undo
 

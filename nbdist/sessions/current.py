@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from nbdist.config import Config, load_config
@@ -56,7 +59,7 @@ def start(
         ConfigError: A key or a value is wrong.
         LaunchError: The ranks did not come up; nothing is left running.
     """
-    global _current, _owner_pid
+    global _current
     if is_running():
         raise SessionError(f"A session is running already: {get()!r}. Stop it first: `.stop()`.")
     if overrides:
@@ -64,9 +67,32 @@ def start(
             raise SessionError("Give either a config or keys of it, not both.")
         config = load_config(None, overrides)
     _current = _start(config if config is not None else load_config(), on_progress)
-    if _owner_pid != os.getpid():
-        _owner_pid = os.getpid()
-        atexit.register(stop)
+    _end_with_this_process()
+    return _current
+
+
+def attach(session_id: str | None = None) -> Session:
+    """Take a session whose kernel was killed, with all its variables, and make it the current one.
+
+    Its `restored` runs are of the cells that were not over when the kernel went; they go on.
+
+    Args:
+        session_id: As ``nbdist ps`` shows it; the only session that waits when ``None``.
+
+    Raises:
+        SessionError: A session is running here, none waits, or it cannot be reached.
+    """
+    global _current
+    if is_running():
+        raise SessionError(
+            f"A session is running here already: {get()!r}.\n"
+            "`%dist stop` (`.stop()`) ends it; then attach to the other one."
+        )
+    with deferred_interrupts():
+        from nbdist.sessions import attach as attaching
+
+    _current = attaching.attach(session_id)
+    _end_with_this_process()
     return _current
 
 
@@ -84,6 +110,34 @@ def _start(config: Config, on_progress: Callable[[str], None]) -> Session:
     except BaseException:
         processes.stop()
         raise
+
+
+def _end_with_this_process() -> None:
+    """Have the session end when this process does, but for a death without warning."""
+    global _owner_pid
+    if _owner_pid != os.getpid():
+        _owner_pid = os.getpid()
+        atexit.register(stop)
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is signal.SIG_DFL:
+                signal.signal(signum, _end_on_signal)
+
+
+def _end_on_signal(signum: int, _frame: FrameType | None) -> None:
+    """Have the session ended, and die as one does of this signal."""
+    stop_soon()
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+def stop_soon() -> None:
+    """Have the current session ended, if there is one, and do not wait; for the last moments.
+
+    The session stays the current one, so that `stop` can wait for its end.
+    """
+    if _current is not None and os.getpid() == _owner_pid:
+        _current.stop_soon()
 
 
 def stop() -> None:

@@ -25,7 +25,7 @@ from typing import Literal
 from nbdist.view import name_ranks
 from nbdist.view.failures import shorten_path
 from nbdist.view.hang import Culprit, CulpritKind, Diagnosis, Wait
-from nbdist.wire import Frame, GroupCall, Snapshot
+from nbdist.wire import CallCount, Frame, GroupCall, Snapshot
 
 _WORLD_NAMES = ("0", "", "default_pg", "world")
 
@@ -207,6 +207,29 @@ def uneven_ends(calls: Sequence[GroupCall], ranks: Iterable[int]) -> str | None:
                 tell = _uneven_messages if key[2] == "p2p" else _uneven_group
                 found.append(tell(key, members, counts))
     return "\n".join(found) or None
+
+
+def has_uneven_calls(calls: Mapping[int, Sequence[CallCount]]) -> bool:
+    """Say whether the counts of a cell leave it open that some rank has made fewer calls.
+
+    Cheap, and asked after every cell; `uneven_ends` knows it exactly.
+    """
+    totals: dict[tuple[str, tuple[int, ...]], dict[int, list[int]]] = {}
+    for rank, counts in calls.items():
+        for count in counts:
+            by_rank = totals.setdefault((count.group, count.ranks), {})
+            total = by_rank.setdefault(rank, [0, 0, 0])
+            total[_MESSAGES_SENT.get(count.op, 0)] += count.count
+    return any(_is_uneven(key[1], by_rank) for key, by_rank in totals.items())
+
+
+_MESSAGES_SENT = {"send": 1, "recv": 2}
+
+
+def _is_uneven(ranks: tuple[int, ...], by_rank: Mapping[int, Sequence[int]]) -> bool:
+    collectives = {by_rank.get(rank, (0,))[0] for rank in ranks}
+    sent, received = (sum(total[i] for total in by_rank.values()) for i in (1, 2))
+    return len(collectives) > 1 or sent != received
 
 
 # Who waits -------------------------------------------------------------------------------------

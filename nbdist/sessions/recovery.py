@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class RecoveryReport:
 
     def __str__(self) -> str:
         if not self.replaced:
-            return "all ranks live and have agreed to go on"
+            return self.copied or "all ranks live and have agreed to go on"
         return f"{name_ranks(self.replaced)} replaced in {self.seconds:.1f} s\n{self.copied}"
 
 
@@ -150,13 +150,18 @@ class Recovery:
                 "`%dist recover` tries again; `%dist restart` starts anew."
             )
 
-    def share(self, ranks: tuple[int, ...]) -> str:
+    def share(self, ranks: tuple[int, ...], source: int | None, also: Sequence[str]) -> str:
         """Give fresh ranks what the others have alike; return what was copied and what not.
+
+        Args:
+            ranks: All of them.
+            source: The rank to copy from; the lowest that is not fresh when ``None``.
+            also: Variables to copy from it although the others have them otherwise.
 
         Raises:
             SessionError: It failed; the fresh ranks begin empty.
         """
-        settling = self._ask(ranks, {"action": "share"})
+        settling = self._ask(ranks, {"action": "share", "source": source, "also": list(also)})
         self.wait(settling, SHARE_TIMEOUT_S)
         return str(settling.replies[ranks[0]]["report"])
 

@@ -24,6 +24,7 @@ from nbdist.view.hang import Diagnosis
 from nbdist.wire import (
     INPUT_REQUEST,
     OUTPUT_BATCH,
+    CallCount,
     CellError,
     CellReply,
     CellRequest,
@@ -88,12 +89,18 @@ class Run:
         request: What was sent.
         unpacker: Turns a value's bytes into an object, for `result`.
         cancel: Interrupts this run on its ranks.
+        world_size: Number of ranks in the session.
     """
 
     def __init__(
-        self, request: CellRequest, unpacker: Unpacker, cancel: Callable[[Run], None]
+        self,
+        request: CellRequest,
+        unpacker: Unpacker,
+        cancel: Callable[[Run], None],
+        world_size: int | None = None,
     ) -> None:
         self.request = request
+        self.world_size = world_size
         self.ranks = request.ranks
         self.fold = True
         self._unpacker = unpacker
@@ -105,6 +112,8 @@ class Run:
         self._unfetched: list[Mapping[str, Any]] = []
         weakref.finalize(self, _discard_all, self._unfetched)
         self.timed_out_s: float | None = None
+        self.is_stopping = False
+        self.notes: list[str] = []
         self.hang: Diagnosis | str | None = None
         self.places: dict[int, str] = {}
         self._began_at = time.monotonic()
@@ -322,9 +331,26 @@ class Run:
         """Stop the cell on all its ranks; those that have not begun it will not."""
         self._cancel(self)
 
-    def render(self) -> dict[str, str]:
-        """Return what the cell put out as one mime bundle."""
-        return view.render(self.outputs, fold=self.fold)
+    @property
+    def calls(self) -> dict[int, tuple[CallCount, ...]]:
+        """What collectives each rank called, as far as it has replied."""
+        replies = ((rank, part.reply) for rank, part in self._parts.items())
+        return {rank: reply.calls for rank, reply in replies if reply is not None}
+
+    def render(self, *, has_text: bool = True) -> dict[str, str]:
+        """Return what the cell put out as one mime bundle.
+
+        Args:
+            has_text: ``False`` leaves out what was printed: it has been streamed already.
+        """
+        return view.render(
+            self.outputs,
+            fold=self.fold,
+            has_text=has_text,
+            calls=self.calls,
+            world_size=self.world_size,
+            notes=self.notes,
+        )
 
     def __await__(self) -> Generator[Any, Any, RankValues]:
         return self._result_async().__await__()

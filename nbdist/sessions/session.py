@@ -23,6 +23,8 @@ from nbdist.launchers.launcher import connection_file
 from nbdist.packing import ValueFolder
 from nbdist.processes import exit_words
 from nbdist.sessions import transport
+from nbdist.sessions.diagnosis import has_uneven_calls, uneven_ends
+from nbdist.sessions.journals import Journals
 from nbdist.sessions.monitor import Monitor
 from nbdist.sessions.ranks import parse_ranks
 from nbdist.sessions.recovery import Recovery, RecoveryReport
@@ -30,12 +32,19 @@ from nbdist.sessions.run import Run
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.sessions.values import RankValues, tensor_from
 from nbdist.view import name_ranks
-from nbdist.wire import CellError, CellRequest, Snapshot
+from nbdist.wire import CellError, CellRequest, GroupCall, Snapshot
 
 MAX_VALUE_BYTES = 2**30
 INTERRUPT_S = 5.0  # how long an interrupted cell may take to end
 INTERRUPT_AGAIN_S = 0.5
+STOPPING_S = 1.0  # how long the next cell waits for one that was told to stop
 SNAPSHOT_S = 1.0
+NUMBERS_OF_A_KERNEL = 10**6  # of agreements; the next kernel of the session begins beyond
+
+CONTROLLER_LOST = (
+    "The controller of this session (an ipyparallel process) is gone: nothing reaches the ranks.\n"
+    "What they run goes on until `%dist stop`, which clears up; then `%dist start` starts anew."
+)
 
 RankSpec = str | int | Sequence[int] | None
 
@@ -75,7 +84,12 @@ class Session:
         self._numbers = itertools.count(1)
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
         self._unanswered: dict[str, set[int]] = {}  # cell id -> ranks that have not replied
+        self._turn = processes.turn or 0
         self._recovery = Recovery(processes.folder.session_id, processes, client)
+        self._recovery._numbers = itertools.count(self._turn * NUMBERS_OF_A_KERNEL + 1)
+        if self._turn:
+            self._recovery.note_failure()  # whether the last cell has failed, nobody here knows
+        self.restored: tuple[Run, ...] = ()  # cells that ran when another kernel lost the session
         self._lock = threading.Lock()
         self._is_stopped = False
         self._folder = ValueFolder(processes.folder.shared_memory(), processes.folder.path)
@@ -115,6 +129,8 @@ class Session:
     @property
     def trouble(self) -> str | None:
         """What beside the ranks has failed: new process groups cannot be made without a store."""
+        if self._processes.is_controller_lost:
+            return "the controller is gone, and nothing else reaches the ranks"
         return self._processes.failure
 
     @property
@@ -145,8 +161,14 @@ class Session:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the session can run cells: not stopped, and its agent there."""
-        return not self._is_stopped and not self._processes.is_agent_lost
+        """Whether the session can run cells: not stopped, its agent and its controller there."""
+        is_lost = self._processes.is_agent_lost or self._processes.is_controller_lost
+        return not self._is_stopped and not is_lost
+
+    @property
+    def journals(self) -> Journals:
+        """The output of the last cells, as the ranks have kept it."""
+        return Journals(self._processes.folder)
 
     # Cells ------------------------------------------------------------------------------------
 
@@ -175,7 +197,7 @@ class Session:
         targets = self._targets(ranks)
         serial = next(self._numbers)
         request = CellRequest(
-            cell_id=f"{self.session_id}-{serial}",
+            cell_id=self._name(serial),
             code=code,
             label=f"In[{number}]" if number is not None else f"run[{serial}]",
             number=number,
@@ -183,7 +205,7 @@ class Session:
             want_value=want_value,
             max_value_bytes=max_value_bytes,
         )
-        run = Run(request, self._unpack, self.interrupt)
+        run = Run(request, self._unpack, self.interrupt, self.world_size)
         self._runs[request.cell_id] = run
         self._settle_first()
         self._send_cell(run, wire.to_json(request))
@@ -192,7 +214,26 @@ class Session:
             run.note_death(rank, self._death(rank))
         return run
 
+    def _name(self, serial: int) -> str:
+        """Return an id that no request of this session had, whichever kernel sent it."""
+        return f"{self.session_id}-{self._turn}.{serial}"
+
+    def take_back(self, request: CellRequest) -> tuple[Run, Callable[[Message], None]]:
+        """Return the run of a cell that an earlier kernel has sent, and what hears for it.
+
+        The caller has what the ranks kept of it heard, message by message.
+        """
+        run = Run(request, self._unpack, self.interrupt, self.world_size)
+        self._runs[request.cell_id] = run
+        hear = self._hearer_of(run)
+        self._monitor.add(run)
+        return run, hear
+
     def _send_cell(self, run: Run, content: Mapping[str, Any]) -> None:
+        self._client.request(run.ranks, wire.CELL_REQUEST, content, self._hearer_of(run))
+
+    def _hearer_of(self, run: Run) -> Callable[[Message], None]:
+        """Return what is to hear the messages about *run*, until all ranks have replied."""
         client, unanswered = self._client, self._unanswered
         waiting = unanswered[run.request.cell_id] = set(run.ranks)
         keep_alive = run  # an abandoned run must hear its late replies
@@ -207,7 +248,7 @@ class Session:
                 unanswered.pop(keep_alive.request.cell_id, None)
                 client.forget(message.request_id)
 
-        client.request(run.ranks, wire.CELL_REQUEST, content, hear)
+        return hear
 
     def _settle_first(self) -> None:
         """Let all ranks agree to go on after a failure, before what is sent to them next.
@@ -215,8 +256,17 @@ class Session:
         Not while one is dead, and not while one is busy with an earlier cell: the others can run
         cells meanwhile, and their collectives say what is wrong.
         """
+        self._wait_for_stopped()
         if self._recovery.is_due and not self.dead_ranks and not self.busy_ranks:
             self._recovery.settle(tuple(range(self.world_size)))
+
+    def _wait_for_stopped(self) -> None:
+        """Wait a moment for cells that were told to stop and have not come to their end."""
+        deadline = time.monotonic() + STOPPING_S
+        while any(not run.done and run.is_stopping for run in list(self._runs.values())):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.005)
 
     def select(self, ranks: RankSpec) -> tuple[int, ...]:
         """Return the ranks that *ranks* names, dead ones as well.
@@ -257,9 +307,24 @@ class Session:
                 "The agent of this session is gone, and its ranks with it.\n"
                 "`%dist stop` clears up; `%dist start` starts anew."
             )
+        if self._processes.is_controller_lost:
+            raise SessionError(CONTROLLER_LOST)
+
+    def warn_uneven(self, run: Run) -> None:
+        """Add a note to *run* where some rank has called fewer collectives than the others.
+
+        The next collective of that group would meet the wrong one.
+        """
+        if run.has_failed or not has_uneven_calls(run.calls):
+            return
+        state = self._processes.ask_state(SNAPSHOT_S)
+        calls = [GroupCall.from_json(call) for call in state.get("calls", ())]
+        if warning := uneven_ends(calls, run.ranks):
+            run.notes.append(warning)
 
     def interrupt(self, run: Run) -> None:
         """Stop *run* on the ranks where it is not over; returns at once."""
+        run.is_stopping = True
         meeting = self._recovery.open_meeting
         content = {"cell_ids": [run.request.cell_id, *([meeting] if meeting else [])]}
         for rank in self.living_ranks if meeting else run.running_ranks:
@@ -303,11 +368,16 @@ class Session:
 
     # After a failure --------------------------------------------------------------------------
 
-    def recover(self) -> RecoveryReport:
+    def recover(self, *, source: int | None = None, also: Sequence[str] = ()) -> RecoveryReport:
         """Put a fresh rank in the place of each dead one; the others keep all they have.
 
         A fresh rank gets from the others what all of these have alike. Also lets the ranks agree to
         go on after a failed cell, which the next cell does anyway.
+
+        Args:
+            source: The rank to copy from; the lowest survivor when ``None``.
+            also: Variables to copy from it although they differ between the survivors; also after
+                a recovery, as long as no cell has run since.
 
         Raises:
             SessionError: All ranks are dead, one is busy, or a fresh one does not come up.
@@ -325,12 +395,13 @@ class Session:
                 "`%dist status` says what they do."
             )
         began = time.monotonic()
-        if not dead:
+        if dead:
+            self._recovery.replace(dead, living)
+        else:
             self._recovery.wait(self._recovery.settle(living))
-            return RecoveryReport((), "", time.monotonic() - began)
-        self._recovery.replace(dead, living)
         seconds = time.monotonic() - began
-        return RecoveryReport(dead, self._recovery.share(self.living_ranks), seconds)
+        copied = self._recovery.share(self.living_ranks, source, also) if dead or also else ""
+        return RecoveryReport(dead, copied, seconds)
 
     def restart_ranks(self, ranks: RankSpec) -> RecoveryReport:
         """End *ranks*, whatever they do, and put fresh ones in their place.
@@ -415,7 +486,7 @@ class Session:
                 replies[message.rank] = message
                 changed.notify_all()
 
-        cell_id = f"{self.session_id}-{next(self._numbers)}"
+        cell_id = self._name(next(self._numbers))
         content = {**content, "cell_id": cell_id}
         self._settle_first()
         request_id = self._client.request(targets, wire.VALUE_REQUEST, content, hear, buffers)
@@ -439,6 +510,8 @@ class Session:
 
     def _problem_of(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> str | None:
         for rank in targets:
+            if rank not in replies and self._processes.is_controller_lost:
+                return CONTROLLER_LOST
             if rank not in replies:
                 return f"rank {rank} {self._death(rank)}."
             if replies[rank].content["status"] != "ok":
@@ -447,7 +520,7 @@ class Session:
 
     def _lost(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> bool:
         is_dead = any(rank not in replies and rank in self._processes.exits for rank in targets)
-        return is_dead or self._processes.is_agent_lost
+        return is_dead or not self.is_alive
 
     def _unpack(self, header: Mapping[str, Any], buffers: list[memoryview]) -> Any:
         return packing.unpack(header, buffers, self._folder, tensor_from)
@@ -462,6 +535,8 @@ class Session:
 
     def _state(self, rank: int, asked: Any) -> RankState:
         pid = self._processes.pids[rank]
+        if asked is None and rank not in self.dead_ranks and self._processes.is_controller_lost:
+            return RankState(rank, pid, "out of reach", resident_bytes(pid), None)
         if asked is None:
             return RankState(rank, pid, f"dead: {self._death(rank)}", None, None)
         memory = resident_bytes(pid)
@@ -473,6 +548,16 @@ class Session:
             state = f"running {snapshot.label} for {snapshot.seconds:.0f} s"
         return RankState(rank, pid, state, memory, snapshot.gpu_bytes)
 
+    def running_cell(self, rank: int) -> str | None:
+        """Return the id of the cell that *rank* runs, empty for none; ``None``: it is too busy."""
+        try:
+            asked: Any = self._client.control(rank, wire.SNAPSHOT_REQUEST, {})
+        except KeyError:  # it has died meanwhile
+            return None
+        if not asked.wait(SNAPSHOT_S):
+            return None
+        return Snapshot.from_json(asked.result()["content"]).cell_id or ""
+
     def log_tail(self, rank: int, num_lines: int) -> str:
         """Return the last *num_lines* lines of the log of *rank*."""
         path = self._processes.folder.rank_log(rank)
@@ -482,10 +567,23 @@ class Session:
 
     def _on_exit(self, event: Mapping[str, Any]) -> None:
         """Tell every run that a rank, or the agent with all of them, is gone (link's thread)."""
+        if event["event"] == "controller lost":
+            for run in list(self._runs.values()):
+                run.abandon(CellError("ControllerLost", CONTROLLER_LOST))
+            return
         ranks = [event["rank"]] if event["event"] == "exited" else range(self.world_size)
+        for waiting in list(self._unanswered.values()):  # a fresh rank will not answer for them
+            waiting.difference_update(ranks)
         for run in list(self._runs.values()):
             for rank in ranks:
                 run.note_death(rank, self._death(rank), str(event.get("tail", "")))
+
+    def note_death(self, run: Run, rank: int) -> None:
+        """Tell *run* that *rank* is gone, or that another process has its place."""
+        event = self._processes.exits.get(rank)
+        how = "ended before the cell did" if event is None else self._death(rank)
+        run.note_death(rank, how, "" if event is None else str(event.get("tail", "")))
+        self._unanswered.get(run.request.cell_id, set()).discard(rank)
 
     def _death(self, rank: int) -> str:
         """Say how *rank* ended: ``was killed by SIGKILL``."""
@@ -493,6 +591,10 @@ class Session:
         if event is None:
             return "is gone: the agent that watched it has ended"
         return exit_words(event["code"])
+
+    def stop_soon(self) -> None:
+        """Have all ranks ended, and do not wait for it; a signal handler may call this."""
+        self._processes.stop_soon()
 
     def stop(self) -> None:
         """End all ranks and every other process of the session; may be called twice."""
@@ -525,6 +627,7 @@ def connect(
     launching.wait_until_joined(processes, on_progress)
     client = transport.connect(connection_file(processes.folder, "client"))
     client.wait_for_ranks(range(processes.plan.nproc), processes.start_failure)
+    processes.attach()
     return Session(config, processes, client)
 
 

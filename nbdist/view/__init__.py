@@ -27,6 +27,7 @@ def render(
     has_text: bool = True,
     calls: Mapping[int, Sequence[CallCount]] | None = None,
     world_size: int | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, str]:
     """Show the outputs of *ranks* as one mime bundle; the same outputs give the same bytes.
 
@@ -37,11 +38,19 @@ def render(
         has_text: Show stdout and stderr; ``False`` where they were streamed already.
         calls: What collectives each rank called; they become the last line.
         world_size: Number of ranks in the session, which tells the world's group from others.
+        notes: What the user should know beside the output; they stand below it.
 
     Returns:
         ``text/html`` and ``text/plain`` with the same facts; empty if there is nothing to show.
     """
-    page = lay_out(ranks, is_folded=fold, has_text=has_text, calls=calls, world_size=world_size)
+    page = lay_out(
+        ranks,
+        is_folded=fold,
+        has_text=has_text,
+        calls=calls,
+        world_size=world_size,
+        notes=notes,
+    )
     if page.is_empty:
         return {}
     return {"text/html": render_html(page), "text/plain": render_text(page)}

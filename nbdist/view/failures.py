@@ -25,7 +25,7 @@ _NUM_LAST_LINES = 3
 _MAX_LAST_CHARS = 2000
 
 # How the guard says in which call a rank was when a peer failed.
-_WAITED_IN = re.compile(r"^This rank (?:waited for it|was) in (\w+)", re.MULTILINE)
+_WAITED_IN = re.compile(r"^This rank (?:waited for it|was) in (a native call|\w+)", re.MULTILINE)
 
 _UNKNOWN = CellError(ename="", evalue="")
 

@@ -8,8 +8,10 @@ of one rank look is in `html_outputs`, lines side by side in `html_lines`, failu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from html import escape
 
 from nbdist.view.elements import (
+    AMBER,
     FAINT,
     SMALL,
     Label,
@@ -18,6 +20,7 @@ from nbdist.view.elements import (
     details,
     faint,
     gutter_table,
+    pre_html,
     small,
 )
 from nbdist.view.fold import Block
@@ -49,6 +52,7 @@ def render_html(page: Page) -> str:
     rows: list[Row | LineRow] = [row for part in page.parts for row in _part(page, part)]
     rows += _table(page.table) if page.table else ()
     rows += failure_rows(page.causes, page.waiting)
+    rows += [Row((Label("!"),), pre_html(escape(note, quote=False)), AMBER) for note in page.notes]
     if page.collectives:
         rows.append(Row((Label(""),), small(page.collectives), color="transparent"))
     return f"<div>{gutter_table(rows)}</div>"

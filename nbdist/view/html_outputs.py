@@ -20,7 +20,7 @@ MAX_PREVIEW_CHARS = 60
 
 _EDGES = "background:transparent;padding:0 0 0 8px;font-size:12px"
 STDERR = "background:#e0453f1f"
-STDERR_MARK = f'<span style="float:right;padding:0 6px;{FAINT};{SMALL}">stderr</span>'
+STDERR_MARK = f'<span style="float:right;padding:0 6px;{FAINT};{SMALL}">stderr </span>'
 
 
 def outputs_html(block: Block) -> str:
@@ -48,8 +48,8 @@ def object_html(output: Shown) -> str:
 
 
 def is_image(output: Shown) -> bool:
-    """Tell whether *output* is shown as an image."""
-    return isinstance(output, Display) and display_html(output).startswith("<img ")
+    """Tell whether *output*, which is an object, is shown as an image."""
+    return isinstance(output, Display) and "text/html" not in output.data
 
 
 def _output(output: Shown) -> str:

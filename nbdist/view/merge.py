@@ -264,4 +264,6 @@ def _differing_lines(strips: Sequence[_Strip], most: int) -> list[int]:
 
 def _line(strips: Sequence[_Strip]) -> Variants:
     is_short = all(len(str(line)) <= MAX_LINE_CHARS for strip in strips for line in strip.lines())
-    return Variants("line" if is_short else "whole", _variants(strips))
+    # Without its source, so that a value is a line of text as well.
+    pieces = [_Strip(strip.ranks, strip.runs) for strip in strips]
+    return Variants("line" if is_short else "whole", _variants(pieces))

@@ -28,6 +28,7 @@ class Page:
         causes: Why it failed, each cause once.
         waiting: Ranks that failed only since others did.
         collectives: What collectives were called, in one line; empty if none was.
+        notes: What the user should know beside the output: a hang it was stopped in, say.
     """
 
     parts: tuple[Part, ...]
@@ -35,11 +36,13 @@ class Page:
     causes: tuple[Cause, ...]
     waiting: tuple[Waiting, ...]
     collectives: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Nothing was put out, nothing went wrong, and nothing was called."""
-        return not (self.parts or self.table or self.causes or self.waiting or self.collectives)
+        has_output = bool(self.parts or self.table or self.causes or self.waiting)
+        return not (has_output or self.collectives or self.notes)
 
     def fate(self, ranks: Iterable[int]) -> str:
         """Say that the cell ``failed`` or ``died`` on all of *ranks*, else nothing."""
@@ -56,6 +59,7 @@ def lay_out(
     has_text: bool = True,
     calls: Mapping[int, Sequence[CallCount]] | None = None,
     world_size: int | None = None,
+    notes: Sequence[str] = (),
 ) -> Page:
     """Decide what is shown of the outputs of *ranks*, given in any order.
 
@@ -65,6 +69,7 @@ def lay_out(
         has_text: Show stdout and stderr; ``False`` where they were streamed already.
         calls: What collectives each rank called.
         world_size: Number of ranks in the session, as far as known.
+        notes: What stands below all else.
     """
     ranks = list(ranks)
     outputs = {
@@ -83,6 +88,7 @@ def lay_out(
         causes=failures.causes,
         waiting=failures.waiting,
         collectives=collectives_line(calls or {}, world_size),
+        notes=tuple(notes),
     )
 
 

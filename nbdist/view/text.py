@@ -25,6 +25,7 @@ def render_text(page: Page) -> str:
         parts.append(_table(page.table))
     parts += [_cause(cause) for cause in page.causes]
     parts += [waiting.headline() for waiting in page.waiting]
+    parts += page.notes
     parts += [page.collectives] if page.collectives else []
     return "\n".join(parts)
 

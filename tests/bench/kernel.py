@@ -114,6 +114,10 @@ class Kernel:
             raise RuntimeError(f"{code.splitlines()[0]}: {run.error}")
         return run
 
+    def interrupt(self) -> None:
+        """Press the stop button; any thread may."""
+        self._manager.interrupt_kernel()
+
     def close(self) -> None:
         """Shut the kernel down as a front end does; twice does nothing more."""
         self._client.stop_channels()

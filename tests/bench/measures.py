@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from tests.bench import failures
 from tests.bench.kernel import CellRun, Kernel
 from tests.bench.machine import pss_bytes
 from tests.bench.peers import Peer
@@ -268,6 +269,39 @@ MEASURES = {
             ),
         ),
         only_ranks=(2,),
+    ),
+    "guard": Measure(
+        failures.guard,
+        (
+            Row(
+                "guard_small",
+                "the guard adds to a 1-element all_reduce",
+                "ms",
+                MILLI,
+                (Budget(0.25),),
+            ),
+            Row("guard_large", "25 MB all_reduce, guarded", "× unguarded", budgets=(Budget(1.03),)),
+        ),
+    ),
+    "freed": Measure(
+        failures.freed,
+        (
+            Row(
+                "freed",
+                "a rank raises until the last waiting one is free",
+                "ms",
+                MILLI,
+                (Budget(100.0),),
+            ),
+        ),
+    ),
+    "stopped": Measure(
+        failures.stopped,
+        (Row("stopped", "stop button until the prompt is back", "ms", MILLI, (Budget(1000.0),)),),
+    ),
+    "recovered": Measure(
+        failures.recovered,
+        (Row("recovered", "a dead rank until all groups are whole", "s", budgets=(Budget(1.0),)),),
     ),
     "stop": Measure(stop, (Row("stop", "stop until no rank lives", "s"),)),
 }

@@ -6,6 +6,7 @@ import linecache
 import os
 import signal
 import sys
+import traceback
 import types
 from datetime import timedelta
 from pathlib import Path
@@ -96,7 +97,7 @@ class Notebook:
         module = types.ModuleType("__main__")
         sys.modules["__main__"] = module
         self.names = module.__dict__
-        self.base = {"rank": self.world.rank, "world_size": self.world.size}
+        self.base: dict[str, Any] = {"rank": self.world.rank, "world_size": self.world.size}
         self.base |= {"torch": torch, "dist": dist}
         self.names.update(self.base)
         for name in [name for name in linecache.cache if name.startswith("In[")]:
@@ -261,8 +262,12 @@ def fresh(port: int, folder: Path) -> None:
     notebook.share(is_fresh=True)
     losses = notebook.value("train(range(5, 10))")
     source = notebook.value("__import__('inspect').getsource(train)")
-    failure = world.attempt(lambda: notebook.value("model(torch.ones(3, 5))"))
-    said = {"losses": losses, "sums": parameters_of(notebook), "source": source, "error": failure}
+    said = {"losses": losses, "sums": parameters_of(notebook), "source": source}
+    try:
+        notebook.value("model.module(torch.ones(3, 5))")
+    except RuntimeError as exc:
+        frames = traceback.extract_tb(exc.__traceback__)
+        said["lines"] = [frame.line for frame in frames if frame.filename == "In[1]"]
     world.store.set("fresh", repr(said))
     world.meet()
 
@@ -278,7 +283,7 @@ def checking(world: World) -> None:
     world.join()
     rank, last = world.rank, world.size - 1
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.BatchNorm1d(8))
+    net: Any = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.BatchNorm1d(8))
     model = DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from nbdist.runtime.lifeline import Lifeline, _abort_watched, _in_order, abort_together
+from nbdist.runtime.backends import abort_together, abort_watched
+from nbdist.runtime.lifeline import Lifeline
+from nbdist.runtime.meeting import in_order
 from tests.runtime.real_ranks import Facts, run_ranks
 
 SCRIPT = "lifeline_script.py"
@@ -62,11 +64,11 @@ def test_an_abort_that_hangs_is_left_behind() -> None:
     def hang(_backends: Any) -> None:
         release.wait(10)
 
-    is_over = _abort_watched(hang, [], "nccl", timeout_s=0.05)
+    is_over = abort_watched(hang, [], "nccl", timeout_s=0.05)
     release.set()
 
     assert not is_over
-    assert _abort_watched(lambda _: None, [], "nccl", timeout_s=5)
+    assert abort_watched(lambda _: None, [], "nccl", timeout_s=5)
 
 
 def test_an_abort_of_another_generation_is_ignored() -> None:
@@ -89,7 +91,7 @@ def test_an_abort_of_another_generation_is_ignored() -> None:
 def test_groups_are_made_in_an_order_that_is_every_ranks_own(
     states: list[str | None], merged: str
 ) -> None:
-    found = _in_order(
+    found = in_order(
         [{"groups": names and [{"name": name, "ranks": [0]} for name in names]} for names in states]
     )
 

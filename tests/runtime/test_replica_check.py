@@ -57,7 +57,9 @@ def test_whatever_has_a_state_dict_is_compared_by_it() -> None:
 
 
 def test_what_cannot_be_pickled_is_named_and_left_out() -> None:
-    entries = entries_of({"numbers": (n for n in ()), "x": 1, "s": torch.eye(2).to_sparse()}, "v")
+    entries = entries_of(
+        {"numbers": (n for n in range(3)), "x": 1, "s": torch.eye(2).to_sparse()}, "v"
+    )
 
     assert list(entries.found) == ["x"]
     assert entries.unread == ["numbers", "s"]
@@ -65,7 +67,7 @@ def test_what_cannot_be_pickled_is_named_and_left_out() -> None:
 
 def test_a_value_with_nothing_to_compare_is_refused() -> None:
     with pytest.raises(UsageError, match="steps is a generator, in which there is nothing"):
-        check((n for n in ()), name="steps")
+        check((n for n in range(3)), name="steps")
 
 
 # What counts as equal -----------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def test_a_value_with_nothing_to_compare_is_refused() -> None:
         (torch.ones(2), torch.ones(2, 1), False),
         (torch.empty(0), torch.empty(0), True),
         (torch.ones((), dtype=torch.bfloat16), torch.ones((), dtype=torch.bfloat16), True),
-        (torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2, dtype=torch.complex64), True),
+        (torch.tensor([1 + 2j]).conj(), torch.tensor([1 - 2j]), True),
         (1, True, False),
         (1, 1.0, False),
         (("a", "a"), ("a", "".join(["a"])), True),
@@ -165,7 +167,7 @@ def test_other_differences_are_told_in_words(values: list[Fact | None], text: st
         ([math.inf], [0.0], Distance(math.inf, 1, 1)),
         ([0.0], [-0.0], Distance(0.0, 0, 1)),
         ([True, False], [True, True], Distance(1.0, 1, 2)),
-        ([2**62], [2**62 + 1], Distance(1.0, 1, 1)),
+        ([2**60], [2**60 + 2**20], Distance(2.0**20, 1, 1)),
         ([1 + 1j, 2j], [1 + 1j, 4j], Distance(2.0, 1, 2)),
         ([], [], Distance(0.0, 0, 0)),
     ],
@@ -173,12 +175,7 @@ def test_other_differences_are_told_in_words(values: list[Fact | None], text: st
 def test_distance_counts_elements_and_takes_nan_for_equal_to_nan(
     mine: list[Any], theirs: list[Any], expected: Distance
 ) -> None:
-    found = distance(torch.tensor(mine), torch.tensor(theirs))
-
-    if mine == [2**62]:
-        assert found.num_differing == 1  # the gap is beyond what a float can tell
-    else:
-        assert found == expected
+    assert distance(torch.tensor(mine), torch.tensor(theirs)) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbdist.view.ansi import PLAIN, Style, after_sgr, ansi_to_html, open_style, strip_ansi
+from nbdist.view.ansi import (
+    PLAIN,
+    Style,
+    after_sgr,
+    ansi_to_html,
+    complete_lines,
+    open_style,
+    strip_ansi,
+)
 
 COLOURED = st.lists(
     st.text("ab<&\n")
@@ -76,6 +84,26 @@ def test_a_style_can_be_written_again() -> None:
     assert after_sgr(PLAIN, style.sgr[2:-1]) == style
 
 
+@given(COLOURED)
+def test_lines_taken_apart_keep_their_colours(text: str) -> None:
+    html = "\n".join(map(ansi_to_html, complete_lines(text)))
+
+    assert _colours(html) == _colours(ansi_to_html(text))
+
+
+def test_a_line_that_ends_what_it_began_is_left_as_it_is() -> None:
+    assert complete_lines("\x1b[31ma\x1b[0m b\nc") == ("\x1b[31ma\x1b[0m b", "c")
+
+
+@given(COLOURED)
+def test_the_open_style_is_what_all_codes_come_to(text: str) -> None:
+    style = PLAIN
+    for parameters in re.findall(r"\x1b\[([0-9;]*)m", text):
+        style = after_sgr(style, parameters)
+
+    assert open_style(text) == style.sgr
+
+
 def test_the_open_style_is_known_at_the_end() -> None:
     assert open_style("\x1b[31mred\x1b[1m and bold") == "\x1b[1;31m"
     assert open_style("\x1b[31mred\x1b[0m") == ""
@@ -98,3 +126,14 @@ def test_html_and_plain_text_say_the_same(text: str) -> None:
     html = ansi_to_html(text)
 
     assert unescape(re.sub("<[^>]*>", "", html)) == strip_ansi(text)
+
+
+def _colours(html: str) -> list[tuple[str, str]]:
+    """Give every character but line breaks with the style it is drawn in."""
+    style, drawn = "", []
+    for tag, char in re.findall(r"(<[^>]*>)|(&\w+;|[^\n])", html):
+        if tag:
+            style = "".join(re.findall('style="([^"]*)"', tag))
+        else:
+            drawn.append((char, style))
+    return drawn

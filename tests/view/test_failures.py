@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nbdist.view.failures import group_failures, shorten, shorten_path, summary, trace_lines
 from nbdist.wire import CellError, Frame, RankOutput
-from tests.view.build import failed, in_cell, in_torch, ok, value_error, waited
+from tests.view.build import failed, in_cell, in_torch, ok, stderr, stdout, value_error, waited
 
 KILLED = CellError("RankDied", "killed by SIGKILL\nits log ends with:\n  step 3")
 STOPPED = CellError("KeyboardInterrupt", "", (in_cell(2, "time.sleep(60)"),))
@@ -30,9 +30,49 @@ def test_ranks_that_waited_at_different_places_get_a_line_each() -> None:
     failures = group_failures([failed(0, waited(2, 5)), failed(1, waited(2, 7))])
 
     assert [w.headline() for w in failures.waiting] == [
-        "rank 0 waited for rank 2 (In[3]:5)",
-        "rank 1 waited for rank 2 (In[3]:7)",
+        "rank 0 waited for rank 2 (In[3]:5): rank 2 raised",
+        "rank 1 waited for rank 2 (In[3]:7): rank 2 raised",
     ]
+
+
+def test_the_collective_in_which_ranks_waited_is_named() -> None:
+    said = (
+        "rank 2 raised ValueError: bad\n"
+        "This rank waited for it in all_reduce(float32[10], sum) (#17 of group 0) at In[3]:6.\n"
+        "All variables of this rank are kept; the next cell works with the same groups."
+    )
+    error = CellError("PeerFailed", said, (in_cell(6),), waited_for=2)
+
+    failures = group_failures([failed(0, error), failed(1, error), failed(2, value_error("bad"))])
+
+    assert [w.headline() for w in failures.waiting] == [
+        "ranks 0, 1 waited for rank 2 in all_reduce (In[3]:6)"
+    ]
+
+
+def test_ranks_that_waited_in_different_collectives_get_a_line_each() -> None:
+    errors = [
+        CellError("PeerFailed", f"gone\nThis rank was in {op}() (#1)", waited_for=2)
+        for op in ("barrier", "send")
+    ]
+
+    failures = group_failures([failed(rank, error) for rank, error in enumerate(errors)])
+
+    assert [waiting.call for waiting in failures.waiting] == ["barrier", "send"]
+
+
+def test_the_reason_of_a_rank_that_is_not_shown_is_told_in_one_line() -> None:
+    error = CellError("PeerFailed", "rank 2 died: killed\nThis rank …", waited_for=2)
+
+    failures = group_failures([failed(0, error)])
+
+    assert failures.waiting[0].headline() == "rank 0 waited for rank 2: rank 2 died: killed"
+
+
+def test_what_others_waited_for_comes_before_other_causes() -> None:
+    ranks = [failed(0, value_error("late")), failed(1, waited(2)), failed(2, KILLED, status="dead")]
+
+    assert [cause.ranks for cause in group_failures(ranks).causes] == [(2,), (0,)]
 
 
 def test_a_wait_without_a_place_is_said_without_one() -> None:
@@ -160,6 +200,68 @@ def test_an_error_while_handling_another_is_told_so() -> None:
     assert trace(third) == ["caused by KeyError: 'x'", "while handling OSError"]
 
 
+def test_errors_before_that_say_different_things_are_told_by_rank() -> None:
+    errors = [
+        CellError("E", "", (in_cell(2),), cause=CellError("KeyError", key, (in_cell(1),)))
+        for key in ("'a'", "'b'", "'a'")
+    ]
+
+    [cause] = group_failures([failed(rank, error) for rank, error in enumerate(errors)]).causes
+
+    assert [(line.ranks, line.text) for line in trace_lines(cause)] == [
+        ((), "In[3]:2  in <module>"),
+        ((0, 2), "caused by KeyError: 'a'"),
+        ((1,), "caused by KeyError: 'b'"),
+        ((), "In[3]:1  in <module>"),
+    ]
+
+
+def test_errors_that_came_another_way_are_different_causes() -> None:
+    plain = CellError("E", "x")
+    caused = CellError("E", "x", cause=CellError("KeyError", "'a'"))
+    met = CellError("E", "x", cause=CellError("KeyError", "'a'"), link="context")
+
+    ranks = [failed(rank, error) for rank, error in enumerate((plain, caused, met))]
+
+    assert len(group_failures(ranks).causes) == 3
+
+
+def test_the_last_lines_of_a_dead_rank_are_told() -> None:
+    outputs = (stdout("step 1\nstep 2\n"), stderr("careful\n"), stdout("step 3\n\n"))
+
+    [cause] = group_failures([failed(1, KILLED, *outputs, status="dead")]).causes
+
+    assert [line.text for line in trace_lines(cause)] == [
+        "its last lines:",
+        "step 2\ncareful\nstep 3",
+    ]
+
+
+def test_dead_ranks_have_their_own_last_lines() -> None:
+    ranks = [failed(rank, KILLED, stdout(f"step {rank}"), status="dead") for rank in range(2)]
+
+    [cause] = group_failures(ranks).causes
+
+    assert [(line.ranks, line.text) for line in trace_lines(cause)] == [
+        ((0,), "its last lines:"),
+        ((0,), "step 0"),
+        ((1,), "its last lines:"),
+        ((1,), "step 1"),
+    ]
+
+
+def test_a_dead_rank_without_a_word_has_no_last_lines() -> None:
+    [cause] = group_failures([failed(1, KILLED, status="dead")]).causes
+
+    assert list(trace_lines(cause)) == []
+
+
+def test_a_rank_that_lives_has_no_last_lines() -> None:
+    [cause] = group_failures([failed(1, value_error("bad"), stdout("step 1"))]).causes
+
+    assert cause.last_lines == ()
+
+
 class TestSummary:
     """The one line that the notebook raises."""
 
@@ -225,7 +327,7 @@ class TestSummary:
     def test_only_waiting_ranks(self) -> None:
         ranks = [failed(rank, waited(1)) for rank in (0, 2, 3)]
 
-        assert summary(ranks) == "ranks 0, 2, 3 waited for rank 1 (In[3]:6)"
+        assert summary(ranks) == "ranks 0, 2, 3 waited for rank 1 (In[3]:6): rank 1 raised"
 
     def test_only_the_first_line_of_a_message_and_not_all_of_a_long_one(self) -> None:
         assert summary([failed(0, CellError("E", "one\ntwo"))]) == "E on rank 0: one"

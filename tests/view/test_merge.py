@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,12 +16,12 @@ from tests.view.build import result, shown, stderr, stdout
 FIGURES = [shown({"image/png": name, "text/plain": "<Figure>"}) for name in ("AAAA", "BBBB")]
 
 
-def merged(*outputs: list[Shown]) -> tuple[Part, ...]:
+def merged(*outputs: Sequence[Shown]) -> tuple[Part, ...]:
     return merge([b for b in fold(dict(enumerate(outputs))) if b.outputs])
 
 
 def texts(*lines: str) -> tuple[Part, ...]:
-    return merged(*[[stdout(text)] for text in lines])
+    return merged(*[[stdout(text)] if text else [] for text in lines])
 
 
 def line(*variants: tuple[tuple[int, ...], str]) -> Variants:
@@ -69,6 +71,12 @@ def test_blanks_at_the_end_of_a_line_count() -> None:
 
 def test_one_line_of_each_rank_needs_nothing_in_common() -> None:
     assert texts("has 0\n", "has 10\n") == (line(((0,), "has 0"), ((1,), "has 10")),)
+
+
+def test_one_line_of_each_rank_may_be_a_value() -> None:
+    assert merged([result("[0, 1]")], [result("[1, 1]")]) == (
+        line(((0,), "[0, 1]"), ((1,), "[1, 1]")),
+    )
 
 
 def test_ranks_of_which_most_lines_differ_stay_whole() -> None:
@@ -172,7 +180,7 @@ def test_stderr_is_compared_with_stderr_only() -> None:
 
 def test_stdout_stderr_and_values_are_one_stretch_of_text() -> None:
     parts = merged(
-        *[[stdout("a\n"), stderr("b\n"), result(f"tensor({rank})")] for rank in range(2)]
+        *[(stdout("a\n"), stderr("b\n"), result(f"tensor({rank})")) for rank in range(2)]
     )
 
     assert parts == (
@@ -203,7 +211,7 @@ def test_figures_that_are_equal_are_shown_once_among_texts_that_differ() -> None
 
 
 def test_long_texts_that_differ_stand_above_the_figures() -> None:
-    parts = merged(*[[stdout(f"{r}\n{r}\n{r}\n"), FIGURES[r]] for r in range(2)])
+    parts = merged(*[(stdout(f"{r}\n{r}\n{r}\n"), FIGURES[r]) for r in range(2)])
 
     assert [part.kind for part in parts if isinstance(part, Variants)] == ["whole", "object"]
 
@@ -263,7 +271,9 @@ def test_what_every_rank_put_out_is_found_again_in_order(outputs: list[list[Show
 def test_ranks_are_named_at_most_once_at_every_place(outputs: list[list[Shown]]) -> None:
     for part in merged(*outputs):
         ranks = [rank for block in blocks_of(part) for rank in block.ranks]
-        assert len(ranks) == len(set(ranks)) or isinstance(part, Variants) and part.kind == "whole"
+        assert len(ranks) == len(set(ranks)) or (
+            isinstance(part, Variants) and part.kind == "whole"
+        )
 
 
 def _written(outputs: list[Shown]) -> list[object]:

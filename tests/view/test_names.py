@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from nbdist.view.names import label_ranks, label_stream, name_ranks
@@ -14,9 +16,13 @@ from nbdist.view.names import label_ranks, label_stream, name_ranks
         ((0, 2, 3), "ranks 0, 2, 3"),
         ((0, 1, 2, 3, 6), "ranks 0–3, 6"),
         ((0, 1, 2, 8, 9, 10, 12, 13), "ranks 0–2, 8–10, 12, 13"),
+        ((0, 2, 4, 6), "ranks 0, 2, 4, 6"),
+        (range(0, 64, 8), "ranks 0, 8, …, 56"),
+        (range(1, 64, 2), "ranks 1, 3, …, 63"),
+        ((0, 2, 4, 6, 9), "ranks 0, 2, 4, 6, 9"),
     ],
 )
-def test_three_neighbours_or_more_become_a_range(ranks: tuple[int, ...], name: str) -> None:
+def test_many_ranks_are_named_shortly(ranks: Iterable[int], name: str) -> None:
     assert name_ranks(ranks) == name
 
 

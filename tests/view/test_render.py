@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from nbdist.view import render
-from nbdist.wire import output_from_json, output_to_json
+from nbdist.wire import CallCount, output_from_json, output_to_json
 from tests.view.build import failed, ok, result, shown, stdout, value_error, waited
 
 
@@ -60,6 +60,42 @@ def test_four_ranks_of_2000_different_lines_stay_within_the_budget_of_bytes() ->
 
     num_bytes = len(json.dumps(bundle, ensure_ascii=False).encode())
     assert num_bytes < 2.3 * sum(map(len, texts))
+
+
+def test_what_ranks_have_in_common_is_sent_once() -> None:
+    texts = [
+        "".join(f"step {i} loss {1 / (i + 1 + rank * (i % 100 == 0))}\n" for i in range(2000))
+        for rank in range(4)
+    ]
+
+    bundle = render(ok(rank, stdout(text)) for rank, text in enumerate(texts))
+
+    num_bytes = len(json.dumps(bundle, ensure_ascii=False).encode())
+    assert num_bytes < 0.8 * sum(map(len, texts))
+    assert bundle["text/plain"].count("\n[rank3] ") == 20
+
+
+def test_one_line_of_64_ranks_is_small() -> None:
+    bundle = render(ok(rank, stdout(f"rank {rank} has {rank * 3}\n")) for rank in range(64))
+
+    assert len(bundle["text/html"]) < 10_000
+
+
+def test_collectives_are_in_both_forms() -> None:
+    count = CallCount("all_reduce", "0", (0, 1), 4, 12_000_000)
+
+    bundle = render([ok(0), ok(1)], calls={0: [count], 1: [count]})
+
+    assert bundle["text/plain"] == "4 × all_reduce (12 MB) · group world"
+    assert bundle["text/plain"] in bundle["text/html"]
+
+
+def test_the_size_of_the_session_tells_the_world_from_a_group_of_the_ranks_that_ran() -> None:
+    calls = {rank: [CallCount("barrier", "1", (0, 1), 1, 0)] for rank in range(2)}
+
+    bundle = render([ok(0), ok(1)], calls=calls, world_size=4)
+
+    assert bundle["text/plain"] == "1 × barrier · group of ranks 0, 1"
 
 
 def test_the_view_imports_nothing_but_the_standard_library_and_the_wire() -> None:

@@ -82,6 +82,20 @@ def test_values_that_look_alike_but_differ_are_shown_in_full() -> None:
     assert table.rows == ((0, "0.10000001"), (1, "0.10000002"))
 
 
+@pytest.mark.parametrize(
+    ("values", "aligned"),
+    [
+        (["0.5", "33.25"], [" 0.5", "33.25"]),
+        (["7", "-10", "1.5"], ["  7", "-10", "  1.5"]),
+        (["1e-05", "12.5"], [" 1e-05", "12.5"]),
+        (["nan", "-inf", "1.0"], [" nan", "-inf", "   1.0"]),
+        ([".5", "1.5"], [" .5", "1.5"]),
+    ],
+)
+def test_decimal_points_stand_below_one_another(values: list[str], aligned: list[str]) -> None:
+    assert ScalarTable(tuple(enumerate(values)), ()).aligned() == aligned
+
+
 def test_what_comes_before_the_results_is_left() -> None:
     before = stdout("evaluating\n")
 

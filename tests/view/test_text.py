@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nbdist.view.page import lay_out
 from nbdist.view.text import render_text
-from nbdist.wire import CellError, Dropped, RankOutput
+from nbdist.wire import CallCount, CellError, Dropped, RankOutput
 from tests.view.build import (
     failed,
     in_cell,
@@ -87,9 +87,48 @@ def test_scalars_that_differ_become_a_table() -> None:
     ranks = [ok(rank, stdout("evaluating\n"), result(str(rank), rank)) for rank in range(11)]
 
     assert text_of(*ranks).startswith(
-        "[ranks 0–10] evaluating\n[rank0]  0\n[rank1]  1\n[rank2]  2\n"
+        "[ranks 0–10] evaluating\n[rank0]   0\n[rank1]   1\n[rank2]   2\n"
     )
     assert text_of(*ranks).endswith("\n[rank10] 10\nmin 0 (rank 0) · mean 5 · max 10 (rank 10)")
+
+
+def test_scalars_stand_with_their_decimal_points_below_one_another() -> None:
+    ranks = [ok(rank, result(text, float(text))) for rank, text in enumerate(("-1.5", "22.25"))]
+
+    assert text_of(*ranks).startswith("[rank0] -1.5\n[rank1] 22.25\n")
+    assert text_of(ok(0, result("1.5", 1.5)), *ranks[1:]).startswith("[rank0]  1.5\n")
+
+
+def test_a_line_that_differs_stands_in_its_place() -> None:
+    ranks = [ok(rank, stdout(f"epoch 0\nloss {2 + rank}.5\nsaved\n")) for rank in range(3)]
+
+    assert text_of(*ranks) == (
+        "[ranks 0–2] epoch 0\n"
+        "[rank0] loss 2.5\n"
+        "[rank1] loss 3.5\n"
+        "[rank2] loss 4.5\n"
+        "[ranks 0–2] saved"
+    )
+
+
+def test_what_one_rank_alone_says_stands_in_its_place() -> None:
+    ranks = [ok(rank, stdout("a\n" + "saved\n" * (rank == 0) + "b\n")) for rank in range(3)]
+
+    assert text_of(*ranks) == "[ranks 0–2] a\n[rank0] saved\n[ranks 0–2] b"
+
+
+def test_figures_of_several_ranks_are_named() -> None:
+    ranks = [ok(r, shown({"image/png": f"AA{r}A", "text/plain": f"<Figure {r}>"})) for r in (0, 1)]
+
+    assert text_of(*ranks) == "[rank0] <Figure 0>\n[rank1] <Figure 1>"
+
+
+def test_collectives_are_the_last_line() -> None:
+    calls = {0: [CallCount("all_reduce", "0", (0,), 2, 400)]}
+
+    page = lay_out([failed(0, value_error("bad"))], calls=calls)
+
+    assert render_text(page).endswith("\n2 × all_reduce (400 B) · group world")
 
 
 def test_scalars_that_are_equal_are_shown_once() -> None:
@@ -164,6 +203,19 @@ def test_died() -> None:
 
     assert text_of(failed(0, waited(2)), dead) == (
         "[rank2] died: killed by SIGKILL\nrank 0 waited for rank 2 (In[3]:6)"
+    )
+
+
+def test_the_last_lines_of_the_dead_are_labelled() -> None:
+    error = CellError("RankDied", "killed by SIGKILL")
+
+    assert text_of(failed(2, error, stdout("step 1\nstep 2\n"), status="dead")) == (
+        "[rank2] step 1\n"
+        "[rank2] step 2\n"
+        "[rank2] died: killed by SIGKILL\n"
+        "[rank2]   its last lines:\n"
+        "[rank2]       step 1\n"
+        "[rank2]       step 2"
     )
 
 

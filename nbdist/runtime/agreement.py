@@ -1,0 +1,154 @@
+"""Let the ranks agree to go on after a failure.
+
+    every rank: its numbers, how many of its calls went native ──▶ store ──▶ the highest numbers,
+                                                                             which groups differ
+
+Uses no process group. What was cancelled before is over afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nbdist.errors import CollectiveTimeout
+from nbdist.runtime.known_groups import KnownGroups
+from nbdist.runtime.messages import Messages
+from nbdist.runtime.outlook import Outlook, raise_cancelled
+from nbdist.runtime.table import GroupKey, Table
+
+
+class StoreLike(Protocol):
+    """What the ranks agree through: torch's stores are one."""
+
+    def set(self, key: str, value: str) -> None:
+        """Write *value*."""
+
+    def get(self, key: str) -> bytes:
+        """Return what was written."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Say whether all *keys* were written."""
+
+
+@dataclass(frozen=True)
+class Resync:
+    """What the ranks found when they agreed to go on.
+
+    Attributes:
+        damaged: Names of the groups whose native calls do not match any more: one rank has started
+            a call that another never will.
+        is_broken: The groups of some rank were cut off.
+    """
+
+    damaged: tuple[str, ...] = ()
+    is_broken: bool = False
+
+    @property
+    def needs_rebuild(self) -> bool:
+        """Whether the groups have to be made anew before they are used again."""
+        return self.is_broken or bool(self.damaged)
+
+
+class Agreement:
+    """One rank's part in it."""
+
+    def __init__(
+        self, table: Table, rank: int, groups: KnownGroups, messages: Messages, outlook: Outlook
+    ) -> None:
+        self._table, self._rank = table, rank
+        self._groups, self._messages, self._outlook = groups, messages, outlook
+
+    def reach(
+        self,
+        store: StoreLike,
+        tag: str,
+        *,
+        is_broken: bool = False,
+        ranks: Sequence[int] | None = None,
+        timeout_s: float = 30.0,
+    ) -> Resync:
+        """Agree with the other ranks to go on: on the next numbers, and that what failed is over.
+
+        Uses no process group, and comes before a rebuild: from here on what was cancelled is over.
+        To be called on all *ranks* outside of any collective, in the main thread, by a fresh rank
+        before it has a group as well; SIGINT ends it.
+
+        Args:
+            store: Where the ranks meet.
+            tag: Names this meeting, alike on all ranks and never used before.
+            is_broken: The groups of this rank were cut off.
+            ranks: Those that take part; all when ``None``.
+            timeout_s: How long to wait for them.
+
+        Raises:
+            PeerFailed: One of them has died meanwhile.
+            CollectiveTimeout: One of them has not come.
+        """
+        others = range(self._table.world_size) if ranks is None else ranks
+        mine = {**self._state(), "broken": is_broken}
+        store.set(f"{tag}/{self._rank}", json.dumps(mine))
+        states = [
+            self._read(store, f"{tag}/{rank}", rank, mine["cut"], timeout_s) for rank in others
+        ]
+        damaged = self._adopt(states)
+        self._outlook.agree(max(state["cut"] for state in states))
+        return Resync(damaged, any(state["broken"] for state in states))
+
+    def _state(self) -> dict[str, Any]:
+        self._groups.release_destroyed()
+        slots = [(group.key, group.slot, group.me) for group in self._groups.guarded()]
+        slots += [(c.slot.key, c.slot, c.me) for c in self._messages.channels()]
+        entries = {key.to_text(): [slot.seq(me), slot.issued(me)] for key, slot, me in slots}
+        return {"cut": self._table.epoch, "slots": entries}
+
+    def _read(
+        self, store: StoreLike, key: str, rank: int, cut: int, timeout_s: float
+    ) -> dict[str, Any]:
+        deadline, pause = time.monotonic() + timeout_s, 0.0005
+        while not store.check([key]):  # `get` would block where no signal reaches
+            died = self._table.cancellation([rank], cut)
+            if died is not None and died.kind == "died":
+                raise_cancelled(died, "the ranks were agreeing to go on")
+            if time.monotonic() > deadline:
+                raise CollectiveTimeout(
+                    f"rank {rank} did not come within {timeout_s:g} s to agree to go on.\n"
+                    "`%dist status` says what it does; `%dist restart` starts all ranks anew."
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+        state: dict[str, Any] = json.loads(store.get(key))
+        return state
+
+    def _adopt(self, states: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Go on after the highest numbers of all; return the groups whose native calls differ."""
+        found: dict[str, list[list[int]]] = {}
+        for state in states:
+            for text, entry in state["slots"].items():
+                found.setdefault(text, []).append(entry)
+        damaged = set()
+        for text, entries in found.items():
+            key = GroupKey.from_text(text)
+            issued = {entry[1] for entry in entries}
+            if len(entries) < len(key.ranks):
+                issued.add(0)  # a rank that has never used it
+            if len(issued) > 1:
+                damaged.add(key.name)
+            if self._rank in key.ranks:
+                self._go_on_after(key, max(entry[0] for entry in entries))
+        return tuple(sorted(damaged))
+
+    def _go_on_after(self, key: GroupKey, seq: int) -> None:
+        me = key.ranks.index(self._rank)
+        slot = self._table.slot(key, me)
+        slot.set_seq(me, seq)
+        if key.kind == "group":
+            self._groups.go_on_with(key)
+            slot.set_takes_from_any(me, False)
+            return
+        for channel in self._messages.channels():
+            if channel.slot is slot:
+                channel.go_on_after(seq)

@@ -1,0 +1,44 @@
+"""One call as it is posted: what is called, and from which line."""
+
+from __future__ import annotations
+
+import site
+import sysconfig
+from pathlib import Path
+from types import FrameType
+
+from nbdist.runtime.signature import Signature
+from nbdist.runtime.table import Record
+
+_LIBRARIES = tuple(
+    {*site.getsitepackages(), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))}
+    | {str(Path(__file__).parent), "<"}
+)
+_CELL_PREFIXES = ("In[", "run[")
+
+
+def record_of(signature: Signature, source: str, flags: int, tag: int = 0) -> Record:
+    """Return what the peers get to see of a call."""
+    return Record(
+        key=signature.key,
+        text=signature.text,
+        source=source,
+        size_bytes=signature.size_bytes,
+        flags=flags,
+        tag=tag,
+        gives=signature.gives,
+        takes=signature.takes,
+    )
+
+
+def source_of(frame: FrameType | None) -> str:
+    """Return the line of the innermost cell below *frame*; without one, that of the user's file."""
+    fallback = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(_CELL_PREFIXES):
+            return f"{name}:{frame.f_lineno}"
+        if not fallback and not name.startswith(_LIBRARIES):
+            fallback = f"{Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return fallback

@@ -1,0 +1,126 @@
+"""Let the ranks meet on a store, and say which groups each of them has.
+
+A signal and an abort reach those who wait here: they look, and do not block in the store.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from graphlib import TopologicalSorter
+from typing import Any
+
+from nbdist.errors import RebuildError
+from nbdist.runtime import torch_private
+from nbdist.runtime.hooks import Hooks
+from nbdist.runtime.torch_private import ProcessGroup, Store
+
+POLL_S = (0.0005, 0.01)
+
+
+@dataclass(frozen=True)
+class GroupRecipe:
+    """What a fresh rank needs to make a group that the others have.
+
+    Attributes:
+        name: torch's name of it.
+        ranks: In the world, in the group's order.
+        backend: By device type, as torch writes it.
+        description: torch's description of it.
+        timeout_s: After which its calls fail.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+    backend: str
+    description: str
+    timeout_s: float
+
+
+class Meeting:
+    """Lets the ranks meet on a store where a signal or an abort reaches those who wait."""
+
+    def __init__(
+        self, store: Store, rank: int, size: int, timeout_s: float, check: Callable[[], None]
+    ) -> None:
+        self._store, self._rank, self._size = store, rank, size
+        self._timeout_s, self._check = timeout_s, check
+        self.group_count = 0
+
+    def wait(self, name: str, message: str) -> list[str]:
+        """Wait until every rank is at *name*; return what each of them brought."""
+        self._store.set(f"{name}/{self._rank}", message or "here")
+        deadline, pause = time.monotonic() + self._timeout_s, POLL_S[0]
+        for rank in range(self._size):
+            key = f"{name}/{rank}"
+            while not self._store.check([key]):
+                self._check()
+                if time.monotonic() > deadline:
+                    raise RebuildError(
+                        f"rank {rank} did not come within {self._timeout_s:g} s to make the "
+                        "groups anew.\n`%dist status` says what it does; `%dist recover` tries "
+                        "again, `%dist restart` starts all ranks anew."
+                    )
+                time.sleep(pause)
+                pause = min(2 * pause, POLL_S[1])
+        return [self._store.get(f"{name}/{rank}").decode() for rank in range(self._size)]
+
+    def agree(
+        self, recipes: Sequence[GroupRecipe] | None
+    ) -> dict[tuple[str, tuple[int, ...]], GroupRecipe]:
+        """Exchange the groups there are; return those that all of their members have.
+
+        A fresh rank has none yet (``None``) and takes what the others have.
+        """
+        mine = {
+            "count": torch_private.group_count(),
+            "groups": None if recipes is None else [asdict(recipe) for recipe in recipes],
+        }
+        states = [json.loads(state) for state in self.wait("groups", json.dumps(mine))]
+        self.group_count = max(state["count"] for state in states)
+        if recipes is not None:  # a fresh rank's first group is the world, named as theirs was
+            torch_private.set_group_count(self.group_count)
+        fresh = {rank for rank, state in enumerate(states) if state["groups"] is None}
+        found: dict[tuple[str, tuple[int, ...]], GroupRecipe] = {}
+        holders: dict[tuple[str, tuple[int, ...]], set[int]] = {}
+        for rank, state in enumerate(states):
+            for fields in state["groups"] or ():
+                recipe = GroupRecipe(**{**fields, "ranks": tuple(fields["ranks"])})
+                key = (recipe.name, recipe.ranks)
+                found.setdefault(key, recipe)
+                holders.setdefault(key, set()).add(rank)
+        return {
+            key: found[key]
+            for key in in_order(states)
+            if holders[key] | fresh >= set(found[key].ranks)
+        }
+
+
+def in_order(states: Sequence[Mapping[str, Any]]) -> list[tuple[str, tuple[int, ...]]]:
+    """Merge the groups of all ranks into one order that is that of each of them.
+
+    Every rank connects its groups one after another: in different orders they would wait for each
+    other. Each rank has them in the order in which they were made, the same program on all.
+    """
+    graph: TopologicalSorter[tuple[str, tuple[int, ...]]] = TopologicalSorter()
+    for state in states:
+        keys = [(fields["name"], tuple(fields["ranks"])) for fields in state["groups"] or ()]
+        for before, key in zip([None, *keys], keys, strict=False):
+            graph.add(key, *([] if before is None else [before]))
+    return list(graph.static_order())
+
+
+def recipe_of(group: ProcessGroup, hooks: Hooks) -> GroupRecipe:
+    """Describe a group of this process."""
+    backends = torch_private.group_backends(group)
+    native = hooks.in_use(group)
+    timeout = torch_private.group_timeout(native, torch_private.first_device(group))
+    return GroupRecipe(
+        name=group.group_name,
+        ranks=torch_private.group_ranks(group) or (),
+        backend=",".join(f"{device}:{backend}" for device, backend in backends.items()),
+        description=group.group_desc,
+        timeout_s=timeout.total_seconds(),
+    )

@@ -1,0 +1,173 @@
+"""Compare one collective with those of the peers, and wait for them as long as it has to.
+
+posted ──▶ compare with who is there ──▶ wait for the others ──▶ go on to the native call
+                 │ differs: mismatch          │ somebody gave up, or will not come: raise
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from nbdist.errors import CollectiveMismatch, CollectiveTimeout, PeerFailed
+from nbdist.runtime.known_groups import KnownGroup
+from nbdist.runtime.outlook import Outlook
+from nbdist.runtime.signature import Signature, fits, has_to_wait
+from nbdist.runtime.table import ABANDONED, ASYNC, SPIN_S, WENT_ON, Record, Slot, Table
+from nbdist.runtime.wording import mismatch_text, missing_text, where_text
+
+PATIENCE_S = 0.05  # for a peer that a call with a root does not need
+REASON_PATIENCE_S = 0.05  # until a peer that gave up has said why
+TIMEOUT_SLICE_S = 0.05
+
+
+class Turn:
+    """One collective of one group, from its post to the native call."""
+
+    def __init__(
+        self,
+        table: Table,
+        outlook: Outlook,
+        group: KnownGroup,
+        signature: Signature,
+        record: Record,
+        seq: int,
+        timeout: Callable[[], float],
+    ) -> None:
+        self.group, self.signature, self.record, self.seq = group, signature, record, seq
+        self.pending = [member for member in range(group.size) if member != group.me]
+        self._table, self._outlook, self._timeout = table, outlook, timeout
+
+    def compare(self) -> None:
+        """Compare with those who are there, and take them off the pending."""
+        slot, has_given_up = self.group.slot, False
+        for member in list(self.pending):
+            if slot.seq(member) < self.seq:
+                continue
+            self.pending.remove(member)
+            entry = slot.peek(member, self.seq)
+            if entry is None:  # the ring has forgotten it: it passed long ago
+                continue
+            key, flags = entry
+            if key != self.record.key or not self._amounts_fit(member):
+                self._mismatch(flags)
+            has_given_up |= bool(flags & ABANDONED)
+        if has_given_up:
+            self._patience().wait_for_reason()
+
+    def wait(self) -> None:
+        """Wait for the pending ranks as long as this call has to."""
+        if not self.pending:
+            return
+        slot, me = self.group.slot, self.group.me
+        behind = {member for member in self.pending if slot.seq(member) < self.seq - 1}
+        patience = self._patience(self._timeout)
+        while has_to_wait(self.signature.root, me, self.pending, self.group.size) or (
+            set(self.pending) - behind and patience.seconds < PATIENCE_S
+        ):
+            word = slot.word
+            self.compare()
+            if not self.pending:
+                break
+            patience.check()
+            patience.sleep(slot, me, word)
+        if self.pending:
+            slot.flag(me, self.seq, WENT_ON)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Some peer may have given up while others were still missing."""
+        slot = self.group.slot
+        for member in range(self.group.size):
+            entry = slot.peek(member, self.seq) if member not in self.pending else None
+            if entry is not None and entry[1] & ABANDONED and member != self.group.me:
+                self._patience().wait_for_reason()
+
+    def _patience(self, timeout: Callable[[], float] | None = None) -> Patience:
+        return Patience(self._outlook, self.group, self.record, self.seq, timeout)
+
+    def _amounts_fit(self, member: int) -> bool:
+        record = self.record
+        if not record.gives and not record.takes:
+            return True
+        theirs = self.group.slot.record(member, self.seq)
+        if theirs is None:
+            return True
+        me = self.group.me
+        return fits(record.gives, theirs.takes, me, member) and fits(
+            theirs.gives, record.takes, member, me
+        )
+
+    def _mismatch(self, flags: int) -> NoReturn:
+        text = mismatch_text(self.group.slot, self.seq, self.group.name)
+        if flags & (ASYNC | WENT_ON):
+            # It is in the native call already and looks here only when something wakes it.
+            rank = self.group.key.ranks[self.group.me]
+            self._table.cancel(text, rank, of=rank, kind="mismatch")
+        raise CollectiveMismatch(text)
+
+
+class Patience:
+    """One wait: how long it has lasted, and what ends it."""
+
+    def __init__(
+        self,
+        outlook: Outlook,
+        group: KnownGroup,
+        record: Record,
+        seq: int,
+        timeout: Callable[[], float] | None = None,
+    ) -> None:
+        self._outlook, self._group, self._record, self._seq = outlook, group, record, seq
+        self._timeout = timeout
+        self._since = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has lasted."""
+        return time.perf_counter() - self._since
+
+    def sleep(self, slot: Slot, member: int, word: int) -> None:
+        """Let a moment pass, or less if somebody posts after *word* was read."""
+        if self.seconds < SPIN_S:
+            os.sched_yield()
+            return
+        slot.wait(member, word, TIMEOUT_SLICE_S)
+
+    def check(self) -> None:
+        """Raise if there is nothing to wait for any more."""
+        self._outlook.raise_if_cancelled(self._group, self._record, self._seq)
+        if self._timeout is None or self.seconds < TIMEOUT_SLICE_S:
+            return
+        timeout_s = self._timeout()
+        if self.seconds > timeout_s:
+            raise CollectiveTimeout(
+                f"{where_text(self._record, self._group.name, self._seq)} has waited for "
+                f"{timeout_s:g} s, the timeout of the group.\n"
+                f"{missing_text(self._group.slot, self._seq)}\n"
+                "`timeout_s` in the config is how long the ranks wait for each other."
+            )
+
+    def wait_for_reason(self) -> NoReturn:
+        """A peer has given this call up: say why, as soon as it has said so."""
+        slot, me = self._group.slot, self._group.me
+        while self.seconds < REASON_PATIENCE_S:
+            word = slot.word
+            self.check()
+            slot.wait(me, word, REASON_PATIENCE_S)
+        gone = [
+            str(rank)
+            for member, rank in enumerate(self._group.key.ranks)
+            if member != me
+            and (entry := slot.peek(member, self._seq)) is not None
+            and entry[1] & ABANDONED
+        ]
+        who = f"rank {gone[0]}" if len(gone) == 1 else f"ranks {', '.join(gone)}"
+        raise PeerFailed(
+            f"{who if gone else 'another rank'} gave up before this rank came.\n"
+            f"This rank was in {where_text(self._record, self._group.name, self._seq)}.\n"
+            "All variables of this rank are kept; the next cell works with the same groups.",
+            culprit=int(gone[0]) if gone else -1,
+        )

@@ -1,0 +1,68 @@
+"""What the guard says: which call, what differs, who has not come.
+
+Pure: records and slots in, text out.
+"""
+
+from __future__ import annotations
+
+from nbdist.runtime.table import Record, Slot
+
+
+def where_text(record: Record, group: str, seq: int) -> str:
+    """Say which call of which group this is, and where it stands."""
+    place = f" at {record.source}" if record.source else ""
+    return f"{record.text} (#{seq} of group {group}){place}"
+
+
+def mismatch_text(slot: Slot, seq: int, group: str) -> str:
+    """Say what each rank calls as number *seq* of a group; ranks that agree share a line."""
+    ranks_of: dict[str, list[str]] = {}
+    for member, rank in enumerate(slot.key.ranks):
+        record = slot.record(member, seq) if slot.seq(member) >= seq else None
+        if record is not None:
+            place = f" at {record.source}" if record.source else ""
+            ranks_of.setdefault(f"{_full_text(record)}{place}", []).append(str(rank))
+    lines = [
+        f"  rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks)}: {text}"
+        for text, ranks in ranks_of.items()
+    ]
+    return "\n".join(
+        [
+            f"the ranks of group {group} call different things as collective #{seq}:",
+            *lines,
+            "Every rank of a group has to call the same collectives in the same order, with equal "
+            "dtype and number of elements. All variables are kept.",
+        ]
+    )
+
+
+def _full_text(record: Record) -> str:
+    """The call with the amounts it gives and takes, where ranks may differ in them."""
+    amounts = [
+        f"{name} {['*' if n < 0 else n for n in values]}".replace("'", "")
+        for name, values in (("gives", record.gives), ("takes", record.takes))
+        if any(n >= 0 for n in values)
+    ]
+    return " ".join([record.text, *amounts])
+
+
+def message_mismatch_text(slot: Slot, sent: Record, received: Record, group: str) -> str:
+    """Say what is sent and what is received."""
+    ranks = slot.key.ranks
+    return (
+        f"rank {ranks[1]} receives something else than rank {ranks[0]} sends, in group {group}:\n"
+        f"  rank {ranks[0]}: {sent.text}{_at(sent)}\n"
+        f"  rank {ranks[1]}: {received.text}{_at(received)}\n"
+        "Both need equal dtype and number of elements. All variables are kept."
+    )
+
+
+def _at(record: Record) -> str:
+    return f" at {record.source}" if record.source else ""
+
+
+def missing_text(slot: Slot, seq: int) -> str:
+    """Say who has not come to call *seq*."""
+    ranks = [str(rank) for member, rank in enumerate(slot.key.ranks) if slot.seq(member) < seq]
+    who = f"rank {ranks[0]} has" if len(ranks) == 1 else f"ranks {', '.join(ranks)} have"
+    return f"{who} not come."

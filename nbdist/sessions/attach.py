@@ -1,0 +1,283 @@
+"""Take a session whose kernel was killed: its ranks, its variables, and the cell that was running.
+
+    waiting ──▶ attach ──▶ agent.sock: the lease ends, and how the ranks are is told
+                      └──▶ ipyparallel's connection file ──▶ Session
+    journals ──Feeder──▶ Run                the output so far, and what comes
+
+What a kernel that is gone has sent reaches nobody any more, neither replies nor output: all that is
+known of its cells is what the ranks have kept of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nbdist import wire
+from nbdist.config import from_dict
+from nbdist.errors import LaunchError, SessionError
+from nbdist.folder import SessionFolder, runtime_root
+from nbdist.launchers.devices import DevicePlan
+from nbdist.launchers.launcher import connection_file
+from nbdist.launchers.start import Processes
+from nbdist.sessions import transport
+from nbdist.sessions.journals import Entry, KeptCell, Tail, last_number, order_of
+from nbdist.sessions.run import Run
+from nbdist.sessions.session import Session
+from nbdist.sessions.transport import Message
+from nbdist.sessions.waiting import choose
+from nbdist.wire import CellError, CellReply, CellRequest
+
+CONNECT_TIMEOUT_S = 10.0
+LOOK_S = 0.05
+CHECK_S = 2.0
+SLACK_S = 1.0  # what ended just before the kernel was killed may not have reached it
+
+
+def attach(session_id: str | None = None) -> Session:
+    """Take a session whose kernel is gone.
+
+    Args:
+        session_id: As `choose` takes it.
+
+    Returns:
+        The session; its `restored` runs are of the cells that were not over when the kernel went.
+
+    Raises:
+        SessionError: There is no such session, another kernel has it, or it does not answer.
+    """
+    folder = choose(runtime_root(), session_id)
+    agent = folder.process("agent")
+    if agent is None or not agent.is_alive:
+        raise SessionError(
+            f"The agent of session {folder.session_id} is gone, and its ranks with it.\n"
+            f"`nbdist stop {folder.session_id}` in a shell clears up."
+        )
+    processes, config = read(folder)
+    try:
+        processes.link.connect(is_agent_alive=lambda: agent.is_alive, timeout_s=CONNECT_TIMEOUT_S)
+        processes.attach()
+        client = transport.connect(connection_file(folder, "client"))
+        living = set(range(processes.plan.nproc)) - set(processes.exits)
+        client.wait_for_ranks(living, lambda: _trouble(processes))
+        session = Session(config, processes, client)
+    except BaseException as exc:
+        processes.link.close()  # it waits for another kernel again
+        if isinstance(exc, LaunchError):
+            raise SessionError(_unreachable(folder, exc)) from exc
+        raise
+    Feeder(session, processes).start()
+    return session
+
+
+def read(folder: SessionFolder) -> tuple[Processes, Any]:
+    """Return the processes of the session in *folder*, not connected yet, and its configuration."""
+    spec = json.loads(folder.agent_spec.read_text())
+    plan = DevicePlan(
+        device=spec["device"],
+        nproc=spec["nproc"],
+        gpus=tuple(spec["gpus"]),
+        backend=spec["backend"],
+        threads=spec["threads"],
+    )
+    return Processes(folder, plan), from_dict(spec["config"])
+
+
+def _trouble(processes: Processes) -> str | None:
+    return "Its agent has ended." if processes.is_agent_lost else None
+
+
+def _unreachable(folder: SessionFolder, exc: LaunchError) -> str:
+    session_id = folder.session_id
+    return (
+        f"Session {session_id} cannot be reached: {str(exc).partition('Nothing was')[0].strip()}\n"
+        f"`%dist attach {session_id}` tries again; `nbdist stop {session_id}` in a shell ends it."
+    )
+
+
+# The cells that were running ------------------------------------------------------------------
+
+
+def requests_of(cells: Iterable[KeptCell]) -> list[CellRequest]:
+    """Return what was asked for in *cells*, each request once, in the order they were sent."""
+    requests = {cell.request.cell_id: cell.request for cell in cells}
+    return [requests[cell_id] for cell_id in sorted(requests, key=order_of)]
+
+
+def cells_since(cells: Iterable[KeptCell], since: float) -> list[KeptCell]:
+    """Return those of one rank's *cells* that were not over at the time *since*.
+
+    Args:
+        cells: The newest first.
+        since: In seconds since the epoch.
+    """
+    return list(
+        itertools.takewhile(lambda cell: cell.ended_at is None or cell.ended_at > since, cells)
+    )
+
+
+@dataclass
+class _Place:
+    """Where one rank's journal has been read to.
+
+    Attributes:
+        tail: Its end.
+        cell_id: The cell that the next lines are of.
+        num_batches: Of that cell, so far.
+        over: Cells that it has ended.
+        question: What the user is asked.
+        num_idle: How often it has said that it runs none of the cells it has not ended.
+    """
+
+    tail: Tail
+    cell_id: str = ""
+    num_batches: int = 0
+    over: set[str] = dataclasses.field(default_factory=set)
+    question: Mapping[str, Any] | None = None
+    num_idle: int = 0
+
+
+class Feeder:
+    """Lets runs hear what the ranks have kept and keep on keeping, until all are over.
+
+    A thread; it ends with the runs, or with the session.
+
+    Args:
+        session: Gets the runs as its `restored`.
+        processes: Of the session. Cells that were over when its last kernel went are left out.
+    """
+
+    def __init__(self, session: Session, processes: Processes) -> None:
+        self._session = session
+        self._since = processes.left_at - SLACK_S
+        self._processes = processes
+        self._runs: dict[str, Run] = {}
+        self._hearers: dict[str, Callable[[Message], None]] = {}
+        cells = [cell for rank in session.journals.ranks for cell in self._open_cells(rank)]
+        for request in requests_of(cells):
+            run, hear = session.take_back(request)
+            self._runs[request.cell_id], self._hearers[request.cell_id] = run, hear
+        session.restored = tuple(self._runs.values())
+        self._places = {rank: self._place_of(rank, cells) for rank in range(session.world_size)}
+        for rank in self._places:
+            self._read(rank)
+        self._bury(cells)
+
+    def __repr__(self) -> str:
+        return f"<Feeder of {len(self._runs)} runs>"
+
+    def start(self) -> None:
+        """Read on from now on, where there is anything to wait for."""
+        if self._open_runs:
+            threading.Thread(target=self._feed, name="nbdist-journals", daemon=True).start()
+        else:
+            self._close()
+
+    def _open_cells(self, rank: int) -> list[KeptCell]:
+        """Return the cells that *rank* has begun and not ended when the last kernel went."""
+        journals = self._session.journals
+        died_at = self._processes.exits.get(rank, {}).get("at", 0.0)
+        return [
+            cell
+            for cell in cells_since(journals.cells(rank), self._since)
+            if cell.ended_at or died_at > self._since or journals.is_process_alive(cell)
+        ]
+
+    def _place_of(self, rank: int, cells: Iterable[KeptCell]) -> _Place:
+        folder = self._processes.folder.journals(rank)
+        first = min((cell.file_number for cell in cells if cell.rank == rank), default=0)
+        return _Place(Tail(folder, first or last_number(folder)))
+
+    @property
+    def _open_runs(self) -> list[Run]:
+        """The runs that some living rank has not ended, given up on or not."""
+        living = self._session.living_ranks
+        return [
+            run
+            for cell_id, run in self._runs.items()
+            if any(r in living and cell_id not in self._places[r].over for r in run.ranks)
+        ]
+
+    def _feed(self) -> None:
+        check_at = time.monotonic() + CHECK_S
+        while self._open_runs and self._session.is_alive:
+            time.sleep(LOOK_S)  # a file that grows wakes nobody
+            for rank in self._session.living_ranks:
+                self._read(rank)
+            if time.monotonic() > check_at:
+                self._check()
+                check_at = time.monotonic() + CHECK_S
+        self._close()
+
+    def _close(self) -> None:
+        for place in self._places.values():
+            place.tail.close()
+
+    def _read(self, rank: int) -> None:
+        place = self._places[rank]
+        for entry in place.tail.read():
+            if "cell" in entry:
+                place.cell_id, place.num_batches = entry["cell"]["cell_id"], 0
+            elif place.cell_id in self._hearers:
+                self._hand_on(rank, place, entry)
+        if place.question is not None:
+            self._hear(rank, place.cell_id, wire.INPUT_REQUEST, place.question)
+            place.question = None
+
+    def _hand_on(self, rank: int, place: _Place, entry: Entry) -> None:
+        if "outputs" in entry:
+            place.num_batches += 1
+            self._hear(rank, place.cell_id, wire.OUTPUT_BATCH, entry)
+        elif "input" in entry:
+            place.question = entry["input"]
+        elif "reply" in entry:
+            place.question = None
+            place.over.add(place.cell_id)
+            reply = {**entry["reply"], "num_batches": place.num_batches}  # all that were kept
+            self._hear(rank, place.cell_id, wire.CELL_REPLY, reply)
+
+    def _hear(self, rank: int, cell_id: str, kind: str, content: Mapping[str, Any]) -> None:
+        self._hearers[cell_id](Message("", rank, kind, content, []))
+
+    def _bury(self, cells: Iterable[KeptCell]) -> None:
+        """Tell the runs of ranks that died while there was no kernel."""
+        session = self._session
+        for cell in cells:
+            if cell.reply is None and not session.journals.is_process_alive(cell):
+                self._places[cell.rank].over.add(cell.request.cell_id)
+                session.note_death(self._runs[cell.request.cell_id], cell.rank)
+        for run in self._runs.values():
+            for rank in set(run.ranks) & set(session.dead_ranks):
+                session.note_death(run, rank)
+
+    # Ranks whose journal does not tell how it went ------------------------------------------------
+
+    def _check(self) -> None:
+        """End the runs on ranks that run none of them, though their journals hold no end."""
+        for rank in self._session.living_ranks:
+            place = self._places[rank]
+            missing = [c for c, r in self._runs.items() if rank in r.ranks and c not in place.over]
+            running = self._session.running_cell(rank) if missing else None
+            self._read(rank)
+            if not missing or running is None or running in missing:
+                place.num_idle = 0
+                continue
+            place.num_idle += 1
+            if place.num_idle > 1:  # not between two cells by chance
+                for cell_id in set(missing) - place.over:
+                    place.over.add(cell_id)
+                    self._hear(rank, cell_id, wire.CELL_REPLY, _not_kept().to_json())
+
+
+def _not_kept() -> CellReply:
+    error = CellError(
+        "NotKept",
+        "the cell is over on this rank, or never reached it; what became of it was not kept",
+    )
+    return CellReply(status="error", num_batches=0, error=error)
