@@ -26,11 +26,12 @@ PYTEST := $(BIN)/python -m pytest
 PIP := -m pip --disable-pip-version-check
 TUTORIALS := build/tutorials
 NOTEBOOK := notebooks/01-start.ipynb
+BROWSER := chromium fonts-dejavu fonts-liberation fonts-noto-color-emoji
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks bench clean
+.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks test-browser browser bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,21 +86,32 @@ format: $(STAMP) ## put the code in shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: lint test-quick test-ranks test-notebooks ## lint, then all tests
+test: lint test-quick test-ranks test-notebooks test-browser ## lint, then all tests
 
 test-quick: $(STAMP) ## the tests that start no rank: seconds
-	$(PYTEST) -m 'not ranks'
+	$(PYTEST) -m 'not ranks and not browser'
 
 test-ranks: $(STAMP) ## the tests with real ranks
-	$(PYTEST) -m 'ranks and not recovery'
+	$(PYTEST) -m 'ranks and not browser'
 
-test-recovery: $(STAMP) ## guard and lifeline with real ranks: not part of `test` until sessions use them
-	$(PYTEST) -m recovery
+test-recovery: $(STAMP) ## of these, what happens when ranks fail
+	$(PYTEST) -m recovery tests/runtime tests/faults
 
 # The plugin is named because tests/conftest.py is out of pytest's sight from here.
 test-notebooks: $(STAMP) ## the tutorials, each output compared with the saved one
 	$(PYTEST) -p tests.conftest --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval-sanitize.cfg notebooks
+
+# Without apt, or without the right to use it, the tests say what was not run; in CI they fail.
+test-browser: $(STAMP) browser ## the notebook in a real JupyterLab, in headless Chromium
+	$(PYTEST) -m browser tests/browser
+
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		echo 'installing Chromium for the tests in a browser'; \
+		apt-get install --yes --quiet $(BROWSER) >/dev/null 2>&1 || \
+		{ apt-get update --quiet && apt-get install --yes --quiet $(BROWSER); } >/dev/null 2>&1 || \
+		echo 'Chromium is missing and apt cannot install it: nothing is tried in a browser' >&2; }
 
 bench: $(STAMP) $(PEERS_STAMP) ## nbdist beside its peers; BENCH='--quick --ranks 2' for options
 	@$(BIN)/python -m tests.bench $(BENCH)

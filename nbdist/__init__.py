@@ -35,7 +35,7 @@ _HOMES = {
         "TransferError",
         "UsageError",
     ),
-    "nbdist.sessions.current": ("launch", "start"),
+    "nbdist.sessions.current": ("attach", "launch", "start"),
     "nbdist.sessions.run": ("Run",),
     "nbdist.sessions.session": ("Session",),
     "nbdist.sessions.values": ("RankTensor", "RankValues"),

@@ -1,14 +1,15 @@
 """Where a session keeps its files: one private folder per session.
 
     <root>/<session id>/            0700, root chosen by `runtime_root`
-        session.json                who, when, with which config; read by `nbdist ps`
+        session.json                who, when, and until when it waits for a kernel: `nbdist ps`
         processes.jsonl             one line per process at its birth: role, pid, start time
         agent.json                  what the agent is to do
         agent.sock                  the agent's Unix socket
         logs/                       agent.log, controller.log, rank0.log, ...
+        cells/rank0/1.jsonl         what a rank put out in its last cells, see `nbdist.rank.journal`
         security/                   ipyparallel's connection files (keys), 0600
 
-Both sides import this module. What is written here never holds code or results.
+Both sides import this module. Of what the user runs, only what it puts out is written here.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class SessionFolder:
         self.path = path
         self.session_id = path.name
         self.logs = path / "logs"
+        self.cells = path / "cells"
         self.security = path / "security"
         self.agent_spec = path / "agent.json"
         self.agent_socket = path / "agent.sock"
@@ -82,13 +84,17 @@ class SessionFolder:
                 f"The path of the session's socket, {folder.agent_socket}, is too long for Linux.\n"
                 "Set NBDIST_RUNTIME_DIR to a folder with a shorter path."
             )
-        for path in (folder.path, folder.logs, folder.security):
+        for path in (folder.path, folder.logs, folder.cells, folder.security):
             path.mkdir(mode=0o700)
         return folder
 
     def rank_log(self, rank: int) -> Path:
         """Return the path of the log of *rank*."""
         return self.logs / f"rank{rank}.log"
+
+    def journals(self, rank: int) -> Path:
+        """Return the folder in which *rank* keeps the output of its last cells."""
+        return self.cells / f"rank{rank}"
 
     def shared_memory(self) -> Path:
         """Return the session's own folder in ``/dev/shm``, for values on their way."""
@@ -141,6 +147,10 @@ class SessionFolder:
             for entry in entries
             if entry["boot"] == boot_id()
         ]
+
+    def process(self, role: str) -> ProcessId | None:
+        """Return the latest process that was born as *role*; ``None`` where there was none."""
+        return dict(self.processes()).get(role)
 
     def remove(self) -> None:
         """Delete the folder and the session's shared memory."""

@@ -21,7 +21,7 @@ from nbdist.folder import SessionFolder, sessions
 from nbdist.launchers.agent_link import AgentLink, Event
 from nbdist.launchers.start import STOP_TIMEOUT_S, end_session
 
-State = Literal["alive", "starting", "left behind"]
+State = Literal["alive", "starting", "waiting for attach", "left behind"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class SessionRecord:
     Attributes:
         session_id: Name of its folder.
         nproc: Its ranks; ``None`` where it never got so far as to say.
-        state: ``alive``, ``starting``, or ``left behind``: its kernel or its agent is gone.
-        kernel_pid: Process that started it.
+        state: ``alive``, ``starting``, ``waiting for attach`` (its kernel was killed), or ``left
+            behind``: its agent is gone as well, or it never came to a start.
+        kernel_pid: Process that started it, or has taken it since.
         working_folder: Where that process ran.
         since: Seconds since 1970.
+        left_s: For how long it waits yet, where it does.
     """
 
     session_id: str
@@ -43,6 +45,7 @@ class SessionRecord:
     kernel_pid: int | None
     working_folder: str | None
     since: float | None
+    left_s: float | None = None
 
 
 def session_table(root: Path) -> str:
@@ -69,11 +72,17 @@ def _row(record: SessionRecord) -> tuple[str, str, str, str, str, str]:
     return (
         record.session_id,
         "–" if record.nproc is None else str(record.nproc),
-        record.state,
+        record.state
+        if record.left_s is None
+        else f"{record.state}, {_minutes(record.left_s)} left",
         "–" if record.kernel_pid is None else str(record.kernel_pid),
         "–" if since is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(since)),
         record.working_folder or "–",
     )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{max(0.0, seconds):.0f} s"
 
 
 def read_session(folder: SessionFolder) -> SessionRecord:
@@ -81,33 +90,47 @@ def read_session(folder: SessionFolder) -> SessionRecord:
     about = folder.description()
     kernel = about.get("kernel", {})
     pid, since = kernel.get("pid"), about.get("since")
+    known_since = kernel.get("since", since)  # of a later kernel: when it took the session
+    lease_until: float | None = about.get("lease_until")
     born = folder.processes()
+    state = judge(
+        is_kernel_alive=pid is not None and since is not None and was_running(pid, known_since),
+        roles_born=[role for role, _ in born],
+        roles_alive=[role for role, process in born if process.is_alive],
+        nproc=about.get("nproc", 0),
+        has_lease=lease_until is not None,
+    )
+    is_waiting = state == "waiting for attach"
     return SessionRecord(
         session_id=folder.session_id,
         nproc=about.get("nproc"),
-        state=judge(
-            is_kernel_alive=pid is not None and since is not None and was_running(pid, since),
-            roles_born=[role for role, _ in born],
-            roles_alive=[role for role, process in born if process.is_alive],
-            nproc=about.get("nproc", 0),
-        ),
+        state=state,
         kernel_pid=pid,
         working_folder=kernel.get("folder"),
         since=since,
+        left_s=lease_until - time.time() if is_waiting and lease_until is not None else None,
     )
 
 
 def judge(
-    *, is_kernel_alive: bool, roles_born: Sequence[str], roles_alive: Sequence[str], nproc: int
+    *,
+    is_kernel_alive: bool,
+    roles_born: Sequence[str],
+    roles_alive: Sequence[str],
+    nproc: int,
+    has_lease: bool = False,
 ) -> State:
     """Decide what state a session is in.
 
     Args:
-        is_kernel_alive: The process that started it still runs.
+        is_kernel_alive: The process that started it, or has taken it since, runs.
         roles_born: Of all processes it ever had, as recorded: ``agent``, ``rank 0``.
         roles_alive: Of those that run.
         nproc: Number of ranks it is to have.
+        has_lease: Its agent has written down that it waits for another kernel.
     """
+    if has_lease and "agent" in roles_alive:
+        return "waiting for attach"
     if not is_kernel_alive:
         return "left behind"
     num_ranks_born = len({role for role in roles_born if role.startswith("rank ")})

@@ -6,14 +6,23 @@ import getpass
 import time
 from typing import Any
 
-from IPython.display import clear_output, publish_display_data
+from IPython.display import publish_display_data
 
-from nbdist import view
+from nbdist.errors import SessionError
 from nbdist.notebook.frontend import live_mode
-from nbdist.notebook.live import REFRESH_S, LiveView, make_view
+from nbdist.notebook.live import REFRESH_S, LiveView, State, make_view
 from nbdist.notebook.stopping import StopButton
 from nbdist.sessions.run import Run, RunEvent
 from nbdist.sessions.session import Session
+from nbdist.view.hang import Diagnosis, hang_text
+from nbdist.wire import Status
+
+END_STATES: dict[Status, State] = {
+    "ok": "done",
+    "error": "failed",
+    "stopped": "stopped",
+    "dead": "dead",
+}
 
 
 def follow(
@@ -32,20 +41,39 @@ def follow(
         CellFailed: The cell failed on some rank; its output has been shown.
         CellStopped: It was stopped, or timed out.
     """
-    live = make_view(live_mode(session.config.live, shell), lambda: clear_output(wait=True))
-    _watch(session, run, live, button, timeout_s)
-    if button.is_pressed and not run.done:
-        # A second press stops waiting for ranks that do not answer.
-        session.stop_run(run, "The cell was stopped", give_up=lambda: button.num_presses > 1)
-    _drain(run, live)
-    live.close()
-    show(run, has_text=not live.shows_text)
+    live = make_view(live_mode(session.config.live, shell), run.ranks, run.request.label)
+    bundle: dict[str, str] = {}
+    try:
+        _watch(session, run, live, button, timeout_s)
+        if button.is_pressed and not run.done:
+            _note_hang(run)
+            # A second press stops waiting for ranks that do not answer.
+            session.stop_run(run, "The cell was stopped", give_up=lambda: button.num_presses > 1)
+        _drain(run, live)
+        outputs = run.outputs
+        for output in outputs:
+            live.state(output.rank, END_STATES[output.status])
+        session.warn_uneven(run)
+        bundle = run.render(has_text=not live.shows_text)
+    finally:
+        live.close(is_replaced=bool(bundle))
+    _publish(run, bundle)
+    _recover_if_wanted(session)
     run.raise_failure()
 
 
-def show(run: Run, *, has_text: bool = True) -> None:
+def _recover_if_wanted(session: Session) -> None:
+    report: object
+    try:
+        report = session.recover_if_wanted()
+    except SessionError as exc:
+        report = f"recover=auto did not succeed: {exc}"
+    if report is not None:
+        print(report)  # noqa: T201 - what the user has asked for with recover=auto
+
+
+def _publish(run: Run, bundle: dict[str, str]) -> None:
     """Show what *run* left, as one output."""
-    bundle = view.render(run.outputs, fold=run.fold, has_text=has_text)
     if bundle:
         seconds = {str(rank): round(value, 3) for rank, value in run.seconds.items()}
         publish_display_data(bundle, metadata={"nbdist": {"seconds": seconds}})
@@ -59,7 +87,12 @@ def _watch(
     while not run.done and not button.is_pressed:
         if deadline is not None and time.monotonic() > deadline:
             run.timed_out_s = timeout_s
+            _note_hang(run)
             session.stop_run(run, f"The cell ran longer than --timeout {timeout_s:g} s")
+            return
+        if isinstance(run.hang, Diagnosis) and session.config.hang.action == "stop":
+            _note_hang(run)
+            session.stop_run(run, "The cell was stopped, as hang.action=stop asks for")
             return
         event = run.next_event(REFRESH_S)
         if event is not None and event.kind == "input":
@@ -68,7 +101,19 @@ def _watch(
                 session.answer_input(event.rank, answer)
         elif event is not None:
             _show_live(event, live)
+        if event is not None and event.kind == "hang":
+            live.warn(_hang_text(run))
         live.tick()
+
+
+def _note_hang(run: Run) -> None:
+    """Keep in the final output what the cell hung in when it was stopped."""
+    if isinstance(run.hang, Diagnosis):
+        run.notes.append(f"When it was stopped, {run.hang.headline}.")
+
+
+def _hang_text(run: Run) -> str | None:
+    return hang_text(run.hang) if isinstance(run.hang, Diagnosis) else run.hang
 
 
 def _drain(run: Run, live: LiveView) -> None:
@@ -80,8 +125,14 @@ def _drain(run: Run, live: LiveView) -> None:
 def _show_live(event: RunEvent, live: LiveView) -> None:
     if event.kind == "output":
         live.take(event.rank, event.outputs)
+    elif event.kind == "places":
+        for rank, place in event.places.items():
+            live.state(rank, "waiting" if place.is_waiting else "running", place.text)
+    elif event.kind == "ended":
+        live.state(event.rank, END_STATES[event.content["status"]])
     elif event.kind == "died":
         how = event.content["how"]
+        live.state(event.rank, "dead", how)
         live.note(f"[rank{event.rank}] {how}; the others go on (■ stops them)")
 
 

@@ -184,6 +184,9 @@ class Recovery:
         """
         try:
             return self._conclude(failure, was_told_to_stop)
+        except Exception as exc:  # noqa: BLE001 - a signal handler of the user's raises anywhere
+            # A DataLoader's does, for each worker that has died. Half told, nobody would be freed.
+            return self._conclude(failure or exc, was_told_to_stop)
         finally:
             self._ended_at = time.monotonic_ns()
 

@@ -140,17 +140,11 @@ class Guard:
             return self._message(group, call, signature, issue)
         with group.lock:  # two threads in one group: one after the other, as their numbers are
             self._enter(group, call, signature)
-            result = issue()
-            group.slot.set_issued(group.me, group.slot.issued(group.me) + 1)
-            group.slot.set_phase(group.me, ISSUED)
-        return result
+            return group.issue(issue)
 
     def _message(self, group: KnownGroup, call: Call, signature: Signature, issue: Issue) -> Any:
         channel = self._messages.enter(group, call, signature, may_wait=self._mode == "on")
-        result = issue()
-        if channel is not None:
-            channel.set_issued()
-        return result
+        return issue() if channel is None else channel.issue(issue)
 
     def _enter(self, group: KnownGroup, call: Call, signature: Signature) -> None:
         """Post a collective, compare it and wait as long as it has to."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from nbdist.runtime import torch_private
-from nbdist.runtime.hooks import Call
-from nbdist.runtime.table import GroupKey, Slot, Table
+from nbdist.runtime.hooks import Call, Issue
+from nbdist.runtime.table import ISSUED, GroupKey, Slot, Table
 from nbdist.runtime.torch_private import ProcessGroup
 
 _FAKES = frozenset({"fake", "threaded", "undefined"})
@@ -44,6 +44,26 @@ class KnownGroup:
     def name(self) -> str:
         """Its name in torch."""
         return self.key.name
+
+    def issue(self, issue: Issue) -> Any:
+        """Make the native call, and count it."""
+        return issue_counted(self.slot, self.me, issue)
+
+
+def issue_counted(slot: Slot, me: int, issue: Issue) -> Any:
+    """Make a native call, and count it as one that the peers have to make as well.
+
+    Counted before it is made, and not any more where it was refused: a signal that comes in between
+    must never leave a call that nobody knows of; the ranks would go on with groups that differ.
+    """
+    count = slot.issued(me)
+    slot.set_issued(me, count + 1)
+    slot.set_phase(me, ISSUED)
+    try:
+        return issue()
+    except RuntimeError:
+        slot.set_issued(me, count)
+        raise
 
 
 class KnownGroups:

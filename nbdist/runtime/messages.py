@@ -11,13 +11,13 @@ import sys
 import threading
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nbdist.errors import CollectiveMismatch
 from nbdist.runtime import torch_private
 from nbdist.runtime.calls import record_of, source_of
-from nbdist.runtime.hooks import Call
-from nbdist.runtime.known_groups import KnownGroup
+from nbdist.runtime.hooks import Call, Issue
+from nbdist.runtime.known_groups import KnownGroup, issue_counted
 from nbdist.runtime.outlook import Outlook
 from nbdist.runtime.signature import Signature
 from nbdist.runtime.table import (
@@ -56,10 +56,9 @@ class Channel:
         """The other end."""
         return 1 - self.me
 
-    def set_issued(self) -> None:
-        """Say that the latest message of this end is in the native call."""
-        self.slot.set_issued(self.me, self.slot.issued(self.me) + 1)
-        self.slot.set_phase(self.me, ISSUED)
+    def issue(self, issue: Issue) -> Any:
+        """Make the native call, and count it; see `KnownGroup.issue`."""
+        return issue_counted(self.slot, self.me, issue)
 
     def go_on_after(self, seq: int) -> None:
         """Forget what has not met: the ranks have agreed to go on after number *seq*."""
@@ -97,7 +96,7 @@ class Messages:
         """Post a message, compare it with its counterpart and wait as long as it has to.
 
         Returns:
-            Where it was posted; `Channel.set_issued` says that it has gone on. ``None`` where
+            Where it was posted; `Channel.issue` goes on from there. ``None`` where
             nothing can be compared.
 
         Raises:
@@ -189,7 +188,8 @@ def _absorb(channel: Channel, tag: int, seq: int) -> Record | None:
             channel.is_lost = True  # too far behind to know which meets which
             return None
         channel.theirs.setdefault(record.tag, deque()).append((number, record))
-    channel.num_absorbed = last
+    # Never back: a peer that is not done with the latest agreement is still at an older number.
+    channel.num_absorbed = max(channel.num_absorbed, last)
     mine, theirs = channel.mine.get(tag), channel.theirs.get(tag)
     while mine and theirs:
         own, _ = mine.popleft()

@@ -21,7 +21,7 @@ from nbdist import wire
 from nbdist.launchers.start import Processes
 from nbdist.processes import exit_words
 from nbdist.sessions.diagnosis import RankSight, diagnose, still_place
-from nbdist.sessions.run import Run
+from nbdist.sessions.run import Place, Run
 from nbdist.sessions.transport import RankClient
 from nbdist.wire import Frame, GroupCall, Snapshot
 
@@ -157,17 +157,17 @@ class Monitor:
         )
 
 
-def place_of(rank: int, snapshot: Snapshot, calls: Sequence[GroupCall]) -> str:
-    """Say in few words where a rank is: ``all_reduce #41``, or ``In[12]:4 load_batch``."""
+def place_of(rank: int, snapshot: Snapshot, calls: Sequence[GroupCall]) -> Place:
+    """Say where a rank is: it waits in ``all_reduce #41``, or is at ``In[12]:4 load_batch``."""
     waiting = [call for call in calls if call.rank == rank and call.phase == "waiting"]
     if waiting:
         call = max(waiting, key=lambda call: call.since)
-        return f"{call.text.partition('(')[0]} #{call.seq}"
+        return Place(f"{call.text.partition('(')[0]} #{call.seq}", is_waiting=True)
     frame = _last_of_cell(snapshot.stack)
     if frame is None:
-        return ""
+        return Place("")
     named = "" if frame.function == "<module>" else f" {frame.function}"
-    return f"{frame.location}{named}"
+    return Place(f"{frame.location}{named}")
 
 
 def _last_of_cell(stack: Sequence[Frame]) -> Frame | None:

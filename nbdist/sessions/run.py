@@ -39,6 +39,19 @@ STRAGGLER_S = 2.0
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a rank is now.
+
+    Attributes:
+        text: In few words: ``all_reduce #41``, or ``In[12]:4 load_batch``.
+        is_waiting: It waits for other ranks there.
+    """
+
+    text: str
+    is_waiting: bool = False
+
+
+@dataclass(frozen=True)
 class RunEvent:
     """Something that happened to a run.
 
@@ -48,14 +61,15 @@ class RunEvent:
             wait in vain, or not any more), or ``done`` (everywhere).
         rank: Where; -1 for all.
         outputs: What came, for ``output``.
-        content: The question, for ``input``; ``status``, for ``ended``; ``how``, for ``died``; by
-            rank, for ``places``.
+        content: The question, for ``input``; ``status``, for ``ended``; ``how``, for ``died``.
+        places: By rank, for ``places``.
     """
 
     kind: Literal["output", "input", "ended", "died", "places", "hang", "done"]
     rank: int = -1
     outputs: tuple[Output, ...] = ()
     content: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[int, Place] = field(default_factory=dict)
 
 
 @dataclass
@@ -115,7 +129,7 @@ class Run:
         self.is_stopping = False
         self.notes: list[str] = []
         self.hang: Diagnosis | str | None = None
-        self.places: dict[int, str] = {}
+        self.places: Mapping[int, Place] = {}
         self._began_at = time.monotonic()
 
     def __repr__(self) -> str:
@@ -178,11 +192,11 @@ class Run:
             self._events.put(RunEvent("died", rank, content={"how": how}))
             self._notify_if_done()
 
-    def note_places(self, places: dict[int, str]) -> None:
+    def note_places(self, places: dict[int, Place]) -> None:
         """Take where the running ranks are; called in the monitor's thread."""
         if places != self.places:
             self.places = places
-            self._events.put(RunEvent("places", content=places))  # type: ignore[arg-type]
+            self._events.put(RunEvent("places", places=places))
 
     def note_hang(self, hang: Diagnosis | str | None) -> None:
         """Take why this cell does not get on; ``None`` while it does. In the monitor's thread."""

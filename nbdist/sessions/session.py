@@ -194,6 +194,8 @@ class Session:
             RankError: There is no such rank.
             SessionError: The session has stopped, or one of the ranks is dead.
         """
+        self._check_alive()
+        self.recover_if_wanted()
         targets = self._targets(ranks)
         serial = next(self._numbers)
         request = CellRequest(
@@ -402,6 +404,15 @@ class Session:
         seconds = time.monotonic() - began
         copied = self._recovery.share(self.living_ranks, source, also) if dead or also else ""
         return RecoveryReport(dead, copied, seconds)
+
+    def recover_if_wanted(self) -> RecoveryReport | None:
+        """Replace dead ranks where the configuration says ``recover=auto`` and it can be done now.
+
+        Raises:
+            SessionError: As in `recover`.
+        """
+        wanted = self.config.recover == "auto" and self.dead_ranks and self.living_ranks
+        return self.recover() if wanted and not self.busy_ranks else None
 
     def restart_ranks(self, ranks: RankSpec) -> RecoveryReport:
         """End *ranks*, whatever they do, and put fresh ones in their place.

@@ -1,6 +1,8 @@
 """Start a session as a script would, say how it is, and wait to be killed or told to go on.
 
-    start_script.py NPROC [HOW]     HOW: stop (default), leave (exit without stop), stay
+    start_script.py NPROC [HOW [key=value ...]]
+
+HOW: stop (default), leave (exit without stop), crash, stay
 
 Prints one JSON object: what the ranks are, or the error of the start.
 """
@@ -32,9 +34,10 @@ def say(found: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def main(nproc: int, how: str) -> None:
+def main(nproc: int, how: str, overrides: list[str]) -> None:
     try:
-        session = nbdist.start(nproc=nproc, device="cpu")
+        config = nbdist.load_config(None, [f"nproc={nproc}", "device=cpu", *overrides])
+        session = nbdist.start(config)
     except nbdist.NbdistError as exc:
         say({"error": f"{type(exc).__name__}: {exc}"})
         return
@@ -48,4 +51,4 @@ def main(nproc: int, how: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "stop")
+    main(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "stop", sys.argv[3:])

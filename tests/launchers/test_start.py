@@ -132,22 +132,39 @@ def test_a_script_that_starts_ranks_never_imports_torch() -> None:
         close(process)
 
 
-@pytest.mark.parametrize("how", ["leave", "crash"])
-def test_a_script_that_ends_without_a_stop_leaves_nothing(how: str) -> None:
-    process = start_elsewhere("2", how)
+def test_a_script_that_ends_without_a_stop_leaves_nothing() -> None:
+    process = start_elsewhere("2", "leave")
 
     assert facts_of(process)["error"] is None
     close(process)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_a_script_that_is_killed_leaves_nothing(signum: int) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_script_that_is_told_to_end_leaves_nothing(signum: int) -> None:
     process = start_elsewhere("2", "stay")
     assert facts_of(process)["error"] is None
 
     process.send_signal(signum)
 
     assert process.wait(20) == -signum
+    close(process)
+
+
+@pytest.mark.parametrize("lease", ["lease_s=0", "lease_s=0.3"])
+def test_a_script_that_crashes_leaves_nothing_after_its_lease(lease: str) -> None:
+    process = start_elsewhere("2", "crash", lease)
+
+    assert facts_of(process)["error"] is None
+    close(process)
+
+
+def test_a_script_that_is_killed_leaves_nothing_after_its_lease() -> None:
+    process = start_elsewhere("2", "stay", "lease_s=0.3")
+    assert facts_of(process)["error"] is None
+
+    process.kill()
+
+    assert process.wait(20) == -signal.SIGKILL
     close(process)
 
 

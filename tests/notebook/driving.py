@@ -12,6 +12,7 @@ Every process of a notebook carries a mark of its own, so that what it leaves be
 from __future__ import annotations
 
 import ast
+import json
 import os
 import sys
 import time
@@ -98,12 +99,12 @@ class RunningCell:
         self._is_idle = False
         self._begin = time.monotonic()
 
-    def until_printed(self, text: str, *, timeout_s: float = PATIENCE_S) -> None:
-        """Return when *text* has been printed."""
+    def until_shown(self, text: str, *, timeout_s: float = PATIENCE_S) -> None:
+        """Return when *text* has reached the page, printed or in a widget."""
         for _ in self._messages(timeout_s):
-            if any(text in content.get("text", "") for _, content in self._outputs):
+            if any(text in json.dumps(content, default=str) for _, content in self._outputs):
                 return
-        raise AssertionError(f"the cell ended without printing {text!r}: {self._outputs}")
+        raise AssertionError(f"the cell ended without showing {text!r}: {self._outputs}")
 
     def finish(self, *, timeout_s: float = PATIENCE_S) -> Cell:
         """Return the cell when both its reply and the kernel's "idle" are here."""

@@ -16,6 +16,7 @@ def kernel_shell(metadata: dict[str, Any] | None) -> Any:
 
 
 PAGE = kernel_shell({"cellId": "abc", "trusted": True})
+VS_CODE = kernel_shell({"cellId": "vscode-notebook-cell:/home/me/a.ipynb#W0sZmlsZQ=="})
 HEADLESS = kernel_shell({})
 
 
@@ -26,6 +27,7 @@ def nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_page_sends_the_id_of_the_cell() -> None:
     assert kind_of(PAGE) == "page"
+    assert kind_of(VS_CODE) == "page"
     assert kind_of(HEADLESS) == "headless"
     assert kind_of(kernel_shell(None)) == "headless"
     assert kind_of(TERMINAL) == "terminal"
@@ -37,6 +39,11 @@ def test_auto_is_what_the_front_end_can_show() -> None:
         "off",
         "lines",
     ]
+
+
+def test_vs_code_gets_lines_unless_its_user_knows_better() -> None:
+    assert live_mode("auto", VS_CODE) == "lines"
+    assert live_mode("widget", VS_CODE) == "widget"
 
 
 def test_a_choice_holds_for_every_front_end() -> None:

@@ -37,9 +37,9 @@ def own_notebook(run_folder: Path) -> Iterator[Notebook]:
         yield notebook
 
 
-def start_ranks(notebook: Notebook) -> None:
+def start_ranks(notebook: Notebook, overrides: str = "") -> None:
     assert notebook.run("%load_ext nbdist").status == "ok"
-    started = notebook.run("%dist start -n 2 device=cpu")
+    started = notebook.run(f"%dist start -n 2 device=cpu {overrides}")
     if started.status != "ok":
         pytest.fail(f"the ranks did not start:\n{started.error}")
 
@@ -280,12 +280,14 @@ def test_a_page_sees_the_lines_of_a_long_cell_while_it_runs(
         f"while not pathlib.Path('{gate}').exists(): time.sleep(0.01)",
         page=True,
     )
-    running.until_printed("[rank0] working")
+    running.until_shown("working")
     gate.touch()
     cell = running.finish()
 
     assert cell.kinds[-2:] == ["clear_output", "display_data"]
-    assert cell.display == "[rank0] working"
+    live, final = (content["data"] for content in cell.of_kind("display_data"))
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert final["text/plain"] == "[rank0] working"
 
 
 def test_a_figure_of_a_rank_is_an_image_in_the_final_output(notebook: Notebook) -> None:
@@ -479,23 +481,49 @@ def test_closing_the_kernel_leaves_nothing_behind(own_notebook: Notebook, run_fo
     wait_until(lambda: not list(run_folder.iterdir()), "the session folder to be gone")
 
 
-def test_a_killed_kernel_leaves_nothing_behind(own_notebook: Notebook, run_folder: Path) -> None:
-    before = own_notebook.processes()
+def test_a_killed_kernel_leaves_nothing_behind_after_its_lease(run_folder: Path) -> None:
+    with Notebook() as notebook:
+        start_ranks(notebook, "lease_s=0.3")
+        before = notebook.processes()
 
-    os.kill(own_notebook.pid, signal.SIGKILL)
+        os.kill(notebook.pid, signal.SIGKILL)
 
-    assert wait_for_end(before, timeout_s=15) == []
-    wait_until(lambda: not list(run_folder.iterdir()), "the session folder to be gone")
+        assert wait_for_end(before, timeout_s=15) == []
+        wait_until(lambda: not list(run_folder.iterdir()), "the session folder to be gone")
 
 
-def test_a_kernel_that_is_killed_in_a_cell_leaves_nothing_behind(
-    own_notebook: Notebook, run_folder: Path, tmp_path: Path
+def test_a_kernel_that_is_killed_in_a_cell_leaves_nothing_behind_after_its_lease(
+    run_folder: Path, tmp_path: Path
 ) -> None:
-    own_notebook.begin(f"%%dist\nopen(f'{tmp_path}/{{rank}}', 'w').close()\nwhile True: pass")
-    wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to be busy")
+    with Notebook() as notebook:
+        start_ranks(notebook, "lease_s=0.3")
+        notebook.begin(f"%%dist\nopen(f'{tmp_path}/{{rank}}', 'w').close()\nwhile True: pass")
+        wait_until(lambda: len(list(tmp_path.iterdir())) == 2, "both ranks to be busy")
+        before = notebook.processes()
+
+        os.kill(notebook.pid, signal.SIGKILL)
+
+        assert wait_for_end(before, timeout_s=15) == []
+        wait_until(lambda: not list(run_folder.iterdir()), "the session folder to be gone")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "%%dist\nopen('{path}', 'w').close()\nimport ctypes; ctypes.PyDLL(None).sleep(600)",
+        "open('{path}', 'w').close()\n"
+        "while True:\n    try:\n        while True: pass\n    except KeyboardInterrupt: pass",
+    ],
+    ids=["ranks in a C call", "a loop that takes no interrupt"],
+)
+def test_a_restart_of_a_busy_kernel_ends_its_ranks(
+    own_notebook: Notebook, run_folder: Path, tmp_path: Path, code: str
+) -> None:
+    own_notebook.begin(code.format(path=tmp_path / "begun"))
+    wait_until((tmp_path / "begun").exists, "the cell to begin")
     before = own_notebook.processes()
 
-    os.kill(own_notebook.pid, signal.SIGKILL)
+    own_notebook.restart()
 
     assert wait_for_end(before, timeout_s=15) == []
     wait_until(lambda: not list(run_folder.iterdir()), "the session folder to be gone")
