@@ -137,6 +137,19 @@ class CellRunner:
         )
         return reply.to_json(), buffers
 
+    def salvage(self, exc: BaseException) -> dict[str, Any]:
+        """Return the reply to a cell whose bookkeeping *exc* has struck, and free who waits.
+
+        A signal handler of the user's code may raise anywhere in the main thread; that of torch's
+        DataLoader does when a worker dies.
+        """
+        self.interrupts.leave()
+        self.running = self.cell_id = None
+        conclusion = self.recovery.conclude(exc, was_told_to_stop=False)
+        outputs, num_batches = self.recorder.end()
+        error = describe(conclusion.failure or exc, conclusion.waited_for)
+        return CellReply("error", num_batches, tuple(outputs), error).to_json()
+
     def _forget_last_error(self) -> None:
         """Let go of the last error's frames, which would keep their tensors alive."""
         error = self.shell.last_exception
@@ -168,8 +181,3 @@ def end_terminals(since: float) -> None:
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             if child.create_time() >= since - 0.1 and os.getsid(child.pid) == child.pid:
                 os.killpg(child.pid, signal.SIGKILL)
-
-
-def reply_after(exc: BaseException) -> dict[str, Any]:
-    """Return the reply to a request that could not even be read."""
-    return CellReply(status="error", num_batches=0, error=describe(exc)).to_json()

@@ -20,7 +20,8 @@ CELL_PREFIXES = ("In[", "run[")
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
 MAX_MESSAGE = 20_000  # characters of an exception's own text
 
-_OURS = str(Path(__file__).parent)  # how a cell is run is no part of what went wrong in it
+_RUNNING = str(Path(__file__).parent)  # how a cell is run is no part of what went wrong in it
+_OURS = str(Path(__file__).parents[1])
 _LIBRARY_ROOTS = tuple(
     {
         *site.getsitepackages(),
@@ -102,14 +103,25 @@ def _both_ends(steps: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
 
 
 def _user_part(tb: TracebackType | None) -> list[tuple[str, int, str]]:
-    """Return (file, line, function) from the first line of a cell on; all, where none is there."""
+    """Return (file, line, function) from the first line of a cell on; all, where none is there.
+
+    What the guard does inside a collective is left out: where in it a rank was is chance.
+    """
     steps = [
         (frame.f_code.co_filename, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(tb)
-        if not frame.f_code.co_filename.startswith(_OURS)
+        if not frame.f_code.co_filename.startswith(_RUNNING)
     ]
     first = next((i for i, step in enumerate(steps) if is_cell(step[0])), 0)
-    return steps[first:]
+    return _without_ours(steps[first:])
+
+
+def _without_ours(steps: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+    """Cut off what stands below the first frame of nbdist that leads to no code of the user."""
+    is_user = [not (step[0].startswith(_OURS) or _is_library(step[0])) for step in steps]
+    first = len(steps) - is_user[::-1].index(True) if any(is_user) else 0
+    ours = (i for i in range(first, len(steps)) if steps[i][0].startswith(_OURS))
+    return steps[: next(ours, len(steps))] or steps
 
 
 def _frame(filename: str, line: int, function: str) -> Frame:
@@ -118,8 +130,12 @@ def _frame(filename: str, line: int, function: str) -> Frame:
         function=function,
         source=linecache.getline(filename, line).strip(),
         is_cell=is_cell(filename),
-        is_library=filename.startswith(_LIBRARY_ROOTS) or filename.startswith("<"),
+        is_library=_is_library(filename),
     )
+
+
+def _is_library(filename: str) -> bool:
+    return filename.startswith((*_LIBRARY_ROOTS, "<"))
 
 
 def is_cell(filename: str) -> bool:

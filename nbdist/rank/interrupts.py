@@ -119,11 +119,16 @@ class Guarded:
             self._interrupts._is_armed = False
 
 
+def is_hidden(failure: BaseException) -> bool:
+    """Whether *failure* is an interrupt that came through C++, which makes a text of it."""
+    return isinstance(failure, RuntimeError) and "KeyboardInterrupt: " in str(failure)
+
+
 def has_interrupt(failure: BaseException) -> bool:
     """Whether *failure* is an interrupt, or came up while one was handled."""
     link: BaseException | None = failure
     while link is not None:
-        if isinstance(link, (KeyboardInterrupt, asyncio.CancelledError)):
+        if isinstance(link, (KeyboardInterrupt, asyncio.CancelledError)) or is_hidden(link):
             return True
         link = link.__cause__ or link.__context__
     return False

@@ -99,7 +99,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             self.is_fresh = False  # from now on it has something of its own
             content, buffers = await self.runner.run(parent["content"], self.folder)
         except BaseException as exc:  # noqa: BLE001 - without a reply the notebook would wait for ever
-            content = cells.reply_after(exc)
+            content = self.runner.salvage(exc)
         finally:
             task = asyncio.current_task()
             if task is not None and hasattr(task, "uncancel"):

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from nbdist.errors import CollectiveAborted, CollectiveError, CollectiveMismatch, PeerFailed
 from nbdist.rank.failures import message_of
-from nbdist.rank.interrupts import has_interrupt
+from nbdist.rank.interrupts import has_interrupt, is_hidden
 from nbdist.runtime import torch_private
 from nbdist.runtime.flight import flight_calls, forget_flight
 from nbdist.runtime.guard import Guard, Mode
@@ -210,7 +210,7 @@ class Recovery:
         is_interrupt = was_told_to_stop and has_interrupt(failure)
         if freed_by_stop or is_interrupt or (peer and peer.kind == "stopped"):
             self.guard.cancel(f"rank {self._rank} was stopped", kind="stopped")
-            if not is_interrupt:
+            if not is_interrupt or is_hidden(failure):
                 failure = KeyboardInterrupt().with_traceback(failure.__traceback__)
             return Conclusion(failure, is_stopped=True)
         if peer is not None and peer.culprit not in (-1, self._rank):

@@ -101,12 +101,22 @@ class Turn:
         )
 
     def _mismatch(self, flags: int) -> NoReturn:
+        self._wait_for_others()
         text = mismatch_text(self.group.slot, self.seq, self.group.name)
         if flags & (ASYNC | WENT_ON):
             # It is in the native call already and looks here only when something wakes it.
             rank = self.group.key.ranks[self.group.me]
             self._table.cancel(text, rank, of=rank, kind="mismatch")
         raise CollectiveMismatch(text)
+
+    def _wait_for_others(self) -> None:
+        """Give all ranks the time to say what they call, so that each is told of all of them."""
+        slot, deadline = self.group.slot, time.perf_counter() + REASON_PATIENCE_S
+        while min(map(slot.seq, range(self.group.size))) < self.seq:
+            word, rest = slot.word, deadline - time.perf_counter()
+            if rest <= 0:
+                return
+            slot.wait(self.group.me, word, rest)
 
 
 class Patience:

@@ -94,8 +94,12 @@ class Waiting:
             CollectiveAborted: It was cut off, and has not noticed.
         """
         while True:
-            with contextlib.suppress(RuntimeError):  # not over yet, or over with an error
+            try:
                 self._native_wait(work, _SLICE)
+            except RuntimeError as exc:  # not over yet, or over with an error
+                if exc.__traceback__ is not None and exc.__traceback__.tb_next is not None:
+                    raise  # by a signal handler of the user, DataLoader's for one
+            else:
                 return
             if work.is_completed():
                 self._native_wait(work)
@@ -156,6 +160,10 @@ class Waiting:
                 _settle(promise, exc)
 
         work.get_future().add_done_callback(keep)
+        try:
+            self._raise_if_aborted()  # `cut_off` may have been before us
+        except Exception as exc:  # noqa: BLE001 - passed on to who waits
+            _settle(promise, exc)
         return promise.then(_value)
 
     def cut_off(self) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from nbdist.runtime.table import Record, Slot
 
+_WORLD = "0"  # torch's name of the first group that is made
+
 
 def where_text(record: Record, group: str, seq: int) -> str:
     """Say which call of which group this is, and where it stands."""
     place = f" at {record.source}" if record.source else ""
-    return f"{record.text} (#{seq} of group {group}){place}"
+    return f"{record.text} (#{seq} of group {_name(group)}){place}"
 
 
 def mismatch_text(slot: Slot, seq: int, group: str) -> str:
@@ -28,12 +30,17 @@ def mismatch_text(slot: Slot, seq: int, group: str) -> str:
     ]
     return "\n".join(
         [
-            f"the ranks of group {group} call different things as collective #{seq}:",
+            f"the ranks of group {_name(group)} call different things as collective #{seq}:",
             *lines,
             "Every rank of a group has to call the same collectives in the same order, with equal "
             "dtype and number of elements. All variables are kept.",
         ]
     )
+
+
+def _name(group: str) -> str:
+    """Return what people call a group that torch calls *group*."""
+    return "world" if group == _WORLD else group
 
 
 def _full_text(record: Record) -> str:
@@ -50,7 +57,8 @@ def message_mismatch_text(slot: Slot, sent: Record, received: Record, group: str
     """Say what is sent and what is received."""
     ranks = slot.key.ranks
     return (
-        f"rank {ranks[1]} receives something else than rank {ranks[0]} sends, in group {group}:\n"
+        f"rank {ranks[1]} receives something else than rank {ranks[0]} sends, in group "
+        f"{_name(group)}:\n"
         f"  rank {ranks[0]}: {sent.text}{_at(sent)}\n"
         f"  rank {ranks[1]}: {received.text}{_at(received)}\n"
         "Both need equal dtype and number of elements. All variables are kept."

@@ -19,6 +19,7 @@ from nbdist.launchers.start import Processes, describe_exit
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.view import name_ranks
 
+STATE_S = 1.0
 SETTLE_TIMEOUT_S = 60.0
 SHARE_TIMEOUT_S = 600.0  # hashing and copying take a second per GB
 
@@ -138,17 +139,23 @@ class Recovery:
                 if set(settling.ranks) & set(self._processes.exits):
                     break
                 if time.monotonic() > deadline:
-                    missing = sorted(set(settling.ranks) - set(settling.replies))
-                    raise SessionError(
-                        f"{name_ranks(missing)} did not come within {timeout_s:.0f} s to agree to "
-                        "go on.\n`%dist status` says what they do; `%dist restart` starts anew."
-                    )
+                    raise SessionError(self._missing_text(settling, timeout_s))
                 self._changed.wait(0.1)
         if settling.problem is not None:
             raise SessionError(
                 f"The ranks could not agree to go on.\n{settling.problem}\n"
                 "`%dist recover` tries again; `%dist restart` starts anew."
             )
+
+    def _missing_text(self, settling: Settling, timeout_s: float) -> str:
+        missing = set(settling.ranks) - set(settling.replies)
+        # Whose process is stopped keeps all the others: name that one alone.
+        stopped = missing & set(self._processes.ask_state(STATE_S).get("stopped", ()))
+        how = " (stopped from outside)" if stopped else ""
+        return (
+            f"{name_ranks(sorted(stopped or missing))}{how} did not come within {timeout_s:.0f} s "
+            "to agree to go on.\n`%dist status` says what they do; `%dist restart` starts anew."
+        )
 
     def share(self, ranks: tuple[int, ...], source: int | None, also: Sequence[str]) -> str:
         """Give fresh ranks what the others have alike; return what was copied and what not.

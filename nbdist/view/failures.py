@@ -269,6 +269,8 @@ def _ranks(group: Iterable[RankOutput]) -> tuple[int, ...]:
 
 def _way(error: CellError) -> Hashable:
     """Return what errors have in common that came the same way, whatever they say."""
+    if error.ename == "CollectiveMismatch":  # its message names the line of every rank
+        return error.ename
     return tuple((words, step.ename, step.frames) for words, step in chain(error))
 
 

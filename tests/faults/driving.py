@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nbdist import wire
+from nbdist.sessions.recovery import RecoveryReport
 from nbdist.sessions.run import Run
 from nbdist.sessions.session import RankSpec, Session
 from nbdist.wire import Snapshot
@@ -83,15 +84,30 @@ class Workshop:
         assert found == self._expected
         assert values(self.session, "objects()") == self._objects
 
-    def note_replaced(self, replaced: Iterable[int]) -> None:
-        """Expect other pids and objects on these ranks from now on, and nothing else."""
+    def recovers(self) -> RecoveryReport:
+        """Replace the dead ranks, and equip them; the others go on with what they have."""
+        dead = self.session.dead_ranks
+        report = self.session.recover()
+        assert report.replaced == dead
+        self.equip(dead)
+        return report
+
+    def equip(self, fresh: tuple[int, ...]) -> None:
+        """Give fresh ranks what the workshop's have; other pids and objects are expected there."""
+        if not fresh:
+            return
+        self.ends(self.session.run(CELL, fresh, want_value=False)).raise_failure()
         fresh_values = values(self.session, "everything()")
         fresh_objects = values(self.session, "objects()")
-        for rank in replaced:
+        for rank in fresh:
             old, new = self._expected[rank], fresh_values[rank]
             assert old[:-1] == new[:-1]
             assert old[-1] != new[-1]
             self._expected[rank], self._objects[rank] = new, fresh_objects[rank]
+
+    def is_free(self) -> None:
+        """Wait until no rank has anything to do that it was told before."""
+        wait_until(lambda: not self.session.busy_ranks, "all ranks to be free")
 
     def wait_until_within(self, run: Run, ranks: Iterable[int]) -> None:
         """Wait until each of *ranks* has left the cell's own lines for a call of a library."""

@@ -52,7 +52,9 @@ CALLS = {
         "for work in dist.batch_isend_irecv(ops): work.wait()"
     ),
     "async all_reduce": "dist.all_reduce(ones(4), async_op=True).wait()",
-    "async all_gather": "dist.all_gather([ones(4), ones(4), ones(4)], ones(4), async_op=True).wait()",
+    "async all_gather": (
+        "dist.all_gather([ones(4), ones(4), ones(4)], ones(4), async_op=True).wait()"
+    ),
     "async all_gather_into_tensor": (
         "dist.all_gather_into_tensor(ones(12), ones(4), async_op=True).wait()"
     ),
