@@ -640,6 +640,28 @@ _SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 _VARIABLE = re.compile(r"oc\.env\s*:\s*([^,}]*)")
 
 
+def secret_texts(config: Config) -> tuple[str, ...]:
+    """Return the secret values of *config* that are texts, for whoever has to keep them hidden."""
+    found: list[str] = []
+
+    def look(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                look(item, _join(key, name))
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                look(item, _join(key, index))
+        elif isinstance(value, str) and (_is_masked(key) or key in config.masked):
+            found.append(value)
+
+    look(to_dict(config), "")
+    return tuple(dict.fromkeys(found))
+
+
+def _is_masked(key: str) -> bool:
+    return key.startswith("env.") and _SECRET_NAME.search(key[4:]) is not None
+
+
 def _shown(config: Config) -> dict[str, Any]:
     """Return `to_dict` with the secret values masked."""
     values: dict[str, Any] = _mask(to_dict(config), "", set(config.masked))
@@ -647,7 +669,7 @@ def _shown(config: Config) -> dict[str, Any]:
 
 
 def _mask(value: Any, key: str, masked: set[str]) -> Any:
-    if key in masked or (key.startswith("env.") and _SECRET_NAME.search(key[4:])):
+    if key in masked or _is_masked(key):
         return _MASK
     if isinstance(value, Mapping):
         return {name: _mask(item, _join(key, name), masked) for name, item in value.items()}

@@ -129,7 +129,7 @@ def _show_live(event: RunEvent, live: LiveView) -> None:
         for rank, place in event.places.items():
             live.state(rank, "waiting" if place.is_waiting else "running", place.text)
     elif event.kind == "ended":
-        live.state(event.rank, END_STATES[event.content["status"]])
+        live.state(event.rank, END_STATES[event.content["status"]], event.content["error"])
     elif event.kind == "died":
         how = event.content["how"]
         live.state(event.rank, "dead", how)

@@ -473,9 +473,12 @@ class Agent:
             process.is_filling = is_filling
 
     def _drain(self, rank: int, process: RankProcess) -> None:
+        from nbdist.rank.secrets import Secrets
+
+        secrets = Secrets.of(self.spec.config)
         with self.folder.rank_log(rank).open("ab") as log:
             while data := _read_now(process.output):
-                log.write(data)
+                log.write(secrets.hide_bytes(data))
 
     # The store --------------------------------------------------------------------------------
 

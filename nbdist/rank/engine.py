@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 from nbdist.folder import SessionFolder
 from nbdist.rank.logs import RankLog
+from nbdist.rank.secrets import Secrets
 from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,8 @@ def run(birth: Birth) -> int:
         The exit code of the process.
     """
     spec, rank = birth.spec, birth.rank
-    log = RankLog(birth.folder.rank_log(rank), spec.config["log_bytes"])
+    secrets = Secrets.of(spec.config)
+    log = RankLog(birth.folder.rank_log(rank), spec.config["log_bytes"], secrets)
     signal.signal(signal.SIGTERM, _end_on_term)
     _watch_agent(birth.channel)
     set_environment(spec, rank, birth.store_address)
@@ -96,6 +98,7 @@ def run(birth: Birth) -> int:
         folder=birth.folder, spec=spec, rank=rank, pipe=birth.pipe, log=log, recovery=recovery
     )
     engine.names = namespace(spec, rank, device)
+    engine.secrets = secrets
     engine.is_fresh = birth.meeting is not None
     engine.initialize([])
     engine.start()

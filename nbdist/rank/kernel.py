@@ -29,7 +29,7 @@ from traitlets import Type
 
 from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
-from nbdist.rank import cells, values
+from nbdist.rank import cells, progress, tqdm_bars, values
 from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
@@ -39,6 +39,7 @@ from nbdist.rank.outputs import Recorder, install_streams
 from nbdist.rank.placed import Place
 from nbdist.rank.recovery import Recovery
 from nbdist.rank.replicas import share
+from nbdist.rank.secrets import Secrets
 from nbdist.rank.shell import CellCompiler, RankShell
 from nbdist.wire import AgentSpec, Snapshot
 
@@ -59,6 +60,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     shell_class = Type(RankShell)
     compiler_class = Type(CellCompiler)
     names: dict[str, Any]
+    secrets: Secrets
 
     def attach(
         self,
@@ -106,6 +108,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
                 while task.cancelling():
                     task.uncancel()
         self.parents.pop(parent["content"].get("cell_id", ""), None)
+        if self.secrets:
+            content = self.secrets.hide(content)
         self._reply(stream, wire.CELL_REPLY, content, parent, ident, buffers)
         self.journal.end(content)  # last: nobody waits for it
 
@@ -245,6 +249,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def publish_batch(self, cell_id: str, outputs: list[wire.Output]) -> None:
         """Send one batch of the cell's output on iopub."""
         content = {"outputs": [wire.output_to_json(output) for output in outputs]}
+        if self.secrets:
+            content = self.secrets.hide(content)
         self.publish(wire.OUTPUT_BATCH, cell_id, content)
         self.journal.add(content["outputs"])
 
@@ -289,6 +295,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
     pipe: int
     log_bytes: int
     names: dict[str, Any]
+    secrets: Secrets
     is_fresh: bool
 
     @classmethod
@@ -327,11 +334,14 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         inputs = InputRelay(kernel.publish_question, lambda: kernel.runner.cell_id)
         journal = Journal(self.folder.journals(self.id), max_cell_bytes=2 * self.log_bytes)
         kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery, journal)
+        kernel.secrets = self.secrets
         kernel.names, kernel.is_fresh = self.names, self.is_fresh
         kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()
         inputs.install()
         install_streams(recorder)
+        progress.install(recorder.touch_bar)
+        tqdm_bars.install(recorder)
         recorder.start_threads()
 
     def init_signal(self) -> None:

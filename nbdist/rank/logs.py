@@ -6,6 +6,8 @@ import os
 import threading
 from pathlib import Path
 
+from nbdist.rank.secrets import Secrets
+
 
 class RankLog:
     """Appends bytes to a file; beyond half of *max_bytes* the file becomes ``NAME.old``.
@@ -14,8 +16,9 @@ class RankLog:
     printed before it was killed is in the file. Any thread may write.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(self, path: Path, max_bytes: int, secrets: Secrets | None = None) -> None:
         self.path = path
+        self._secrets = secrets
         self._max_bytes = max_bytes // 2
         self._lock = threading.Lock()
         self._open()
@@ -26,6 +29,8 @@ class RankLog:
 
     def write(self, data: bytes) -> None:
         """Append *data*; a full disk loses the data, not the cell."""
+        if self._secrets:
+            data = self._secrets.hide_bytes(data)
         with self._lock:
             try:
                 self._size_bytes += os.write(self._fd, data)

@@ -104,22 +104,25 @@ def _unreachable(folder: SessionFolder, exc: LaunchError) -> str:
 # The cells that were running ------------------------------------------------------------------
 
 
-def requests_of(cells: Iterable[KeptCell]) -> list[CellRequest]:
-    """Return what was asked for in *cells*, each request once, in the order they were sent."""
-    requests = {cell.request.cell_id: cell.request for cell in cells}
-    return [requests[cell_id] for cell_id in sorted(requests, key=order_of)]
+def cells_to_restore(cells: Iterable[KeptCell], left_at: float) -> list[CellRequest]:
+    """Return what to give back: the cells that were not over when the kernel went, as sent.
 
-
-def cells_since(cells: Iterable[KeptCell], since: float) -> list[KeptCell]:
-    """Return those of one rank's *cells* that were not over at the time *since*.
+    Without any such it is the last one, which may have been over too late to reach the kernel.
 
     Args:
-        cells: The newest first.
-        since: In seconds since the epoch.
+        cells: As all ranks have kept them, since `SLACK_S` before the kernel went.
+        left_at: When it went, in seconds since the epoch.
     """
-    return list(
-        itertools.takewhile(lambda cell: cell.ended_at is None or cell.ended_at > since, cells)
-    )
+    ordered = sorted(cells, key=lambda cell: cell.order)
+    begun = {cell.rank: cell.order for cell in ordered if cell.ended_at is None}
+
+    def is_open(cell: KeptCell) -> bool:
+        """Not over on this rank, or queued on another one behind the cell that runs there."""
+        is_late = cell.ended_at is None or cell.ended_at > left_at
+        return is_late or any(begun.get(r, cell.order) < cell.order for r in cell.request.ranks)
+
+    chosen = [cell for cell in ordered if is_open(cell)] or ordered[-1:]
+    return list({cell.request.cell_id: cell.request for cell in chosen}.values())
 
 
 @dataclass
@@ -155,16 +158,15 @@ class Feeder:
 
     def __init__(self, session: Session, processes: Processes) -> None:
         self._session = session
-        self._since = processes.left_at - SLACK_S
         self._processes = processes
         self._runs: dict[str, Run] = {}
         self._hearers: dict[str, Callable[[Message], None]] = {}
-        cells = [cell for rank in session.journals.ranks for cell in self._open_cells(rank)]
-        for request in requests_of(cells):
+        cells = self._recent_cells()
+        for request in cells_to_restore(cells, processes.left_at):
             run, hear = session.take_back(request)
             self._runs[request.cell_id], self._hearers[request.cell_id] = run, hear
         session.restored = tuple(self._runs.values())
-        self._places = {rank: self._place_of(rank, cells) for rank in range(session.world_size)}
+        self._places = {rank: self._place_of(rank) for rank in range(session.world_size)}
         for rank in self._places:
             self._read(rank)
         self._bury(cells)
@@ -179,20 +181,43 @@ class Feeder:
         else:
             self._close()
 
-    def _open_cells(self, rank: int) -> list[KeptCell]:
-        """Return the cells that *rank* has begun and not ended when the last kernel went."""
-        journals = self._session.journals
-        died_at = self._processes.exits.get(rank, {}).get("at", 0.0)
+    def _recent_cells(self) -> list[KeptCell]:
+        """Return what the ranks ran when the last kernel went, and what it had sent after that."""
+        journals, since = self._session.journals, self._processes.left_at - SLACK_S
+        newest = [
+            cell for rank in journals.ranks for cell in itertools.islice(journals.cells(rank), 1)
+        ]
+        begun = [cell.order for cell in newest if self._has_begun(cell)]
+
+        def is_recent(cell: KeptCell) -> bool:
+            if cell.ended_at is None:
+                return self._has_begun(cell)
+            return cell.ended_at > since or any(cell.order > order for order in begun)
+
         return [
             cell
-            for cell in cells_since(journals.cells(rank), self._since)
-            if cell.ended_at or died_at > self._since or journals.is_process_alive(cell)
+            for rank in journals.ranks
+            for cell in itertools.takewhile(is_recent, journals.cells(rank))
         ]
 
-    def _place_of(self, rank: int, cells: Iterable[KeptCell]) -> _Place:
+    def _has_begun(self, cell: KeptCell) -> bool:
+        """Whether *cell* runs, or did until its rank died while there was no kernel."""
+        died_at = self._processes.exits.get(cell.rank, {}).get("at", 0.0)
+        if cell.ended_at is not None:
+            return False
+        return died_at > self._processes.left_at or self._session.journals.is_process_alive(cell)
+
+    def _place_of(self, rank: int) -> _Place:
+        """Return the place in the journal of *rank* from where it tells of the runs."""
         folder = self._processes.folder.journals(rank)
-        first = min((cell.file_number for cell in cells if cell.rank == rank), default=0)
-        return _Place(Tail(folder, first or last_number(folder)))
+        oldest = min(map(order_of, self._runs), default=None)
+        numbers = [last_number(folder)]
+        if oldest is not None:
+            cells = self._session.journals.cells(rank)
+            numbers += [
+                c.file_number for c in itertools.takewhile(lambda c: c.order >= oldest, cells)
+            ]
+        return _Place(Tail(folder, min(numbers)))
 
     @property
     def _open_runs(self) -> list[Run]:
@@ -249,9 +274,14 @@ class Feeder:
         """Tell the runs of ranks that died while there was no kernel."""
         session = self._session
         for cell in cells:
-            if cell.reply is None and not session.journals.is_process_alive(cell):
+            run = self._runs.get(cell.request.cell_id)
+            if (
+                run is not None
+                and cell.reply is None
+                and not session.journals.is_process_alive(cell)
+            ):
                 self._places[cell.rank].over.add(cell.request.cell_id)
-                session.note_death(self._runs[cell.request.cell_id], cell.rank)
+                session.note_death(run, cell.rank)
         for run in self._runs.values():
             for rank in set(run.ranks) & set(session.dead_ranks):
                 session.note_death(run, rank)

@@ -61,7 +61,8 @@ class RunEvent:
             wait in vain, or not any more), or ``done`` (everywhere).
         rank: Where; -1 for all.
         outputs: What came, for ``output``.
-        content: The question, for ``input``; ``status``, for ``ended``; ``how``, for ``died``.
+        content: The question, for ``input``; ``status`` and ``error``, for ``ended``; ``how``, for
+            ``died``.
         places: By rank, for ``places``.
     """
 
@@ -164,7 +165,8 @@ class Run:
                     self._unfetched.append(part.reply.value)
                 if part.reply.outputs:
                     self._events.put(RunEvent("output", rank, part.reply.outputs))
-                self._events.put(RunEvent("ended", rank, content={"status": part.reply.status}))
+                ending = {"status": part.reply.status, "error": _in_short(part.reply.error)}
+                self._events.put(RunEvent("ended", rank, content=ending))
             self._notify_if_done()
 
     def _notify_if_done(self) -> None:
@@ -233,9 +235,7 @@ class Run:
         """Say how the cell failed on *rank*: ``raised ValueError: bad``; empty where it did not."""
         part = self._parts.get(rank)
         error = part.reply.error if part is not None and part.reply is not None else None
-        if error is None:
-            return ""
-        return f"raised {error.ename}: {error.evalue}".partition("\n")[0]
+        return "" if error is None else f"raised {_in_short(error)}"
 
     @property
     def running_ranks(self) -> tuple[int, ...]:
@@ -373,6 +373,10 @@ class Run:
         while not self.done:
             await asyncio.sleep(0.02)
         return self.result()
+
+
+def _in_short(error: CellError | None) -> str:
+    return "" if error is None else f"{error.ename}: {error.evalue}".partition("\n")[0]
 
 
 def _headline(hang: Diagnosis | str | None) -> str | None:

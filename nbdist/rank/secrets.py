@@ -1,0 +1,56 @@
+"""Keep secrets of the configuration out of what a rank shows and saves.
+
+A secret is a value that came from an environment variable with KEY, TOKEN, SECRET or PASSWORD in
+its name. Its text is replaced wherever it appears: printed, shown, in an error, in a log.
+
+Not covered: texts shorter than `MIN_LENGTH`, which would hide half of all output; a secret that is
+printed in pieces, encoded, or within a picture; values that are pulled, which are values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nbdist.config import from_dict, secret_texts
+
+MASK = "***"
+MIN_LENGTH = 6
+
+
+class Secrets:
+    """The texts to hide; says ``False`` where there are none, so that nothing need be looked at."""
+
+    def __init__(self, texts: tuple[str, ...]) -> None:
+        # The longest first: it may hold a shorter one.
+        self._texts = sorted((t for t in texts if len(t) >= MIN_LENGTH), key=len, reverse=True)
+        self._bytes = [text.encode(errors="replace") for text in self._texts]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Secrets:
+        """Return those of a configuration as plain data."""
+        return cls(secret_texts(from_dict(config)))
+
+    def __bool__(self) -> bool:
+        return bool(self._texts)
+
+    def __repr__(self) -> str:
+        return f"<Secrets {len(self._texts)}>"
+
+    def hide(self, content: Any) -> Any:
+        """Return JSON data with the secrets in its texts replaced."""
+        if isinstance(content, str):
+            for text in self._texts:
+                content = content.replace(text, MASK)
+            return content
+        if isinstance(content, Mapping):
+            return {name: self.hide(value) for name, value in content.items()}
+        if isinstance(content, list | tuple):
+            return [self.hide(item) for item in content]
+        return content
+
+    def hide_bytes(self, data: bytes) -> bytes:
+        """Return *data* with the secrets in it replaced."""
+        for text in self._bytes:
+            data = data.replace(text, MASK.encode())
+        return data
