@@ -252,6 +252,7 @@ class Commands:
         session = current.get()
         with StopButton() as button:
             run = session.run(code, want_value=False)
+            run.shows_calls = False  # they are ours
             cells.follow(session, run, self.shell, button)
 
     def _last(self, line: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal
 
+from nbdist.errors import CollectiveError
 from nbdist.wire import CellError, Frame
 
 CELL_PREFIXES = ("In[", "run[")
@@ -94,7 +95,9 @@ def _frames(exception: BaseException) -> tuple[Frame, ...]:
                 is_cell=True,
             ),
         )
-    return tuple(_frame(*step) for step in _both_ends(_user_part(exception.__traceback__)))
+    is_chance = isinstance(exception, KeyboardInterrupt | CollectiveError)
+    steps = _without_ours(_user_part(exception.__traceback__), is_chance)
+    return tuple(_frame(*step) for step in _both_ends(steps))
 
 
 def _both_ends(steps: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
@@ -103,25 +106,31 @@ def _both_ends(steps: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
 
 
 def _user_part(tb: TracebackType | None) -> list[tuple[str, int, str]]:
-    """Return (file, line, function) from the first line of a cell on; all, where none is there.
-
-    What the guard does inside a collective is left out: where in it a rank was is chance.
-    """
+    """Return (file, line, function) from the first line of a cell on; all, where none is there."""
     steps = [
         (frame.f_code.co_filename, line, frame.f_code.co_name)
         for frame, line in traceback.walk_tb(tb)
         if not frame.f_code.co_filename.startswith(_RUNNING)
     ]
     first = next((i for i, step in enumerate(steps) if is_cell(step[0])), 0)
-    return _without_ours(steps[first:])
+    return steps[first:]
 
 
-def _without_ours(steps: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
-    """Cut off what stands below the first frame of nbdist that leads to no code of the user."""
+def _without_ours(steps: list[tuple[str, int, str]], is_chance: bool) -> list[tuple[str, int, str]]:
+    """Cut off what stands below the first frame of nbdist that leads to no code of the user.
+
+    What the guard does inside a collective is left out: where in it a rank was is chance.
+
+    Args:
+        steps: From the first line of a cell on.
+        is_chance: The same goes for libraries: an interrupt strikes anywhere in them, and what is
+            between a call and the guard says no more than the call.
+    """
     is_user = [not (step[0].startswith(_OURS) or _is_library(step[0])) for step in steps]
-    first = len(steps) - is_user[::-1].index(True) if any(is_user) else 0
-    ours = (i for i in range(first, len(steps)) if steps[i][0].startswith(_OURS))
-    return steps[: next(ours, len(steps))] or steps
+    end = len(steps) - is_user[::-1].index(True) if any(is_user) else 0
+    while end < len(steps) and not (is_chance or steps[end][0].startswith(_OURS)):
+        end += 1
+    return steps[:end] or steps
 
 
 def _frame(filename: str, line: int, function: str) -> Frame:

@@ -210,8 +210,10 @@ class Recovery:
         is_interrupt = was_told_to_stop and has_interrupt(failure)
         if freed_by_stop or is_interrupt or (peer and peer.kind == "stopped"):
             self.guard.cancel(f"rank {self._rank} was stopped", kind="stopped")
-            if not is_interrupt or is_hidden(failure):
-                failure = KeyboardInterrupt().with_traceback(failure.__traceback__)
+            # What a native call says when it is cut off is no news, and never alike twice.
+            if not is_interrupt or isinstance(failure, KeyboardInterrupt) or is_hidden(failure):
+                words = failure.args if isinstance(failure, KeyboardInterrupt) else ()
+                failure = KeyboardInterrupt(*words).with_traceback(failure.__traceback__)
             return Conclusion(failure, is_stopped=True)
         if peer is not None and peer.culprit not in (-1, self._rank):
             self.guard.cancel(_first_line(peer), peer.culprit, kind=peer.kind)

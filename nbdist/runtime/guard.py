@@ -56,6 +56,7 @@ from nbdist.runtime.table import (
     Table,
 )
 from nbdist.runtime.turn import Turn
+from nbdist.runtime.wording import where_text
 from nbdist.wire import CallCount
 
 __all__ = [
@@ -221,12 +222,24 @@ class Guard:
         if cancellation is None or cancellation.of == self.rank:
             return exc
         try:
+            call = self._unmatched_call(cancellation.of)
             raise_cancelled(
-                cancellation, "a native call, which was cut off; its tensors may be half written"
+                cancellation, f"{call}, which was cut off; its tensors may be half written"
             )
         except CollectiveError as cause:
             cause.__cause__ = exc
             return cause.with_traceback(exc.__traceback__)
+
+    def _unmatched_call(self, rank: int | None) -> str:
+        """Name the native call that waits for *rank*."""
+        for group in self._groups.guarded():
+            slot, me = group.slot, group.me
+            if rank in group.key.ranks:
+                num_ahead = slot.issued(me) - slot.issued(group.key.ranks.index(rank))
+                seq = slot.seq(me) + 1 - num_ahead
+                if num_ahead > 0 and (record := slot.record(me, seq)) is not None:
+                    return where_text(record, group.name, seq)
+        return "a native call"
 
     def has_unmatched(self, rank: int) -> bool:
         """Say whether a native call of this rank waits for one that *rank* will not make any more.

@@ -128,6 +128,7 @@ class Run:
         weakref.finalize(self, _discard_all, self._unfetched)
         self.timed_out_s: float | None = None
         self.is_stopping = False
+        self.shows_calls = True
         self.notes: list[str] = []
         self.hang: Diagnosis | str | None = None
         self.places: Mapping[int, Place] = {}
@@ -361,7 +362,7 @@ class Run:
             self.outputs,
             fold=self.fold,
             has_text=has_text,
-            calls=self.calls,
+            calls=self.calls if self.shows_calls else {},
             world_size=self.world_size,
             notes=self.notes,
         )

@@ -1,6 +1,6 @@
 """What one rank's outputs come to in the end: what a single Jupyter kernel would show.
 
-Text, Text, Clear, Display, update, …  →  Text, Display, Dropped
+Text, Text, Clear, Display, update, …  →  Text, Display, Progress, Dropped
 """
 
 from __future__ import annotations
@@ -10,20 +10,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from nbdist.view.progress import Bar
 from nbdist.view.stream import settle
-from nbdist.wire import Clear, Display, Dropped, Output, Text
+from nbdist.wire import Clear, Display, Dropped, Output, Progress, Text
 
-Shown = Text | Display | Dropped
+Left = Text | Display | Dropped | Progress
 """What is left at the end; never a `Clear`, nor a `Display` that is an update."""
 
+Shown = Text | Display | Dropped | Bar
+"""What is shown: the bars of the ranks have become those of all of them (`unite`)."""
 
-def consolidate(outputs: Iterable[Output]) -> tuple[Shown, ...]:
+
+def consolidate(outputs: Iterable[Output]) -> tuple[Left, ...]:
     """Carry out clears and display updates, and merge neighbouring texts of one stream.
 
     An update replaces every display of the same ``display_id`` where it stands, and is lost when
     there is none. ``Clear(wait=True)`` acts when the next text or display comes. The count of what
     was dropped outlives a clear. Texts are settled (see `stream`), ``display_id`` is removed: it is
     random, and has done its work.
+
+    Of a progress bar the last record stands where the first one came. A bar that is not over
+    outlives a clear, as its next step would draw it again; one that is not to stay is left out.
     """
     area = _OutputArea()
     for output in outputs:
@@ -33,6 +40,8 @@ def consolidate(outputs: Iterable[Output]) -> tuple[Shown, ...]:
             area.write(output)
         elif isinstance(output, Dropped):
             area.drop(output)
+        elif isinstance(output, Progress):
+            area.progress(output)
         elif output.kind == "update":
             area.update(output)
         else:
@@ -57,8 +66,9 @@ class _OutputArea:
     """What is shown so far, and where in it the displays are that can still change."""
 
     def __init__(self) -> None:
-        self._shown: list[_Stream | Display | Dropped] = []
+        self._shown: list[_Stream | Display | Dropped | Progress] = []
         self._places: dict[str, list[int]] = {}
+        self._bars: dict[int, int] = {}
         self._is_clear_due = False
 
     def write(self, text: Text) -> None:
@@ -83,6 +93,14 @@ class _OutputArea:
             assert isinstance(replaced, Display)
             self._shown[place] = dataclasses.replace(update, kind=replaced.kind, display_id=None)
 
+    def progress(self, progress: Progress) -> None:
+        if progress.bar not in self._bars:
+            self._clear_if_due()
+            self._bars[progress.bar] = len(self._shown)
+            self._shown.append(progress)
+        else:
+            self._shown[self._bars[progress.bar]] = progress
+
     def drop(self, dropped: Dropped) -> None:
         last = self._shown[-1] if self._shown else None
         if isinstance(last, Dropped):
@@ -95,9 +113,11 @@ class _OutputArea:
         if not clear.wait:
             self._clear_if_due()
 
-    def settled(self) -> tuple[Shown, ...]:
-        settled: list[Shown] = []
+    def settled(self) -> tuple[Left, ...]:
+        settled: list[Left] = []
         for output in self._shown:
+            if isinstance(output, Progress) and not output.is_kept:
+                continue
             if not isinstance(output, _Stream):
                 settled.append(output)
             elif text := settle("".join(output.pieces)):
@@ -112,6 +132,9 @@ class _OutputArea:
     def _clear_if_due(self) -> None:
         if self._is_clear_due:
             dropped = sum(o.size_bytes for o in self._shown if isinstance(o, Dropped))
-            self._shown = [Dropped(dropped)] if dropped else []
+            bars = [o for o in self._shown if isinstance(o, Progress) and not o.is_over]
+            self._shown = [*([Dropped(dropped)] if dropped else []), *bars]
+            first = len(self._shown) - len(bars)
+            self._bars = {bar.bar: place for place, bar in enumerate(bars, first)}
             self._places = {}
             self._is_clear_due = False

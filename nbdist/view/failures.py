@@ -331,7 +331,7 @@ def _summarize(cause: Cause) -> str:
 
 
 def _first_line(text: str) -> str:
-    line = text.split("\n", 1)[0]
+    line = text.split("\n", 1)[0].rstrip(":")
     return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 1] + "…"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nbdist.view.consolidate import Shown
+from nbdist.view.progress import Bar
 from nbdist.wire import Dropped, Text
 
 
@@ -42,7 +43,7 @@ def identity(outputs: Sequence[Shown]) -> Hashable:
 def _identity(output: Shown) -> Hashable:
     if isinstance(output, Text):
         return output.name, output.text
-    if isinstance(output, Dropped):
+    if isinstance(output, Dropped | Bar):
         return output
     # As text, because a NaN is not equal to itself, and 1 is equal to 1.0 and True.
     facts = [output.kind, dict(output.data), dict(output.metadata), repr(output.scalar)]

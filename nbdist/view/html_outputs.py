@@ -9,6 +9,7 @@ from nbdist.view.consolidate import Shown, describe_dropped
 from nbdist.view.elements import FAINT, PRE, SMALL, details, faint, pre, small
 from nbdist.view.fold import Block
 from nbdist.view.mime import display_html, display_text, is_rich
+from nbdist.view.progress import Bar, bar_html
 from nbdist.view.sizes import describe_size
 from nbdist.wire import Display, Dropped, Text
 
@@ -64,6 +65,8 @@ def _output(output: Shown) -> str:
 def _whole(output: Shown) -> str:
     if isinstance(output, Dropped):
         return small(describe_dropped(output))
+    if isinstance(output, Bar):
+        return bar_html(output)
     if isinstance(output, Text):
         return _text(output, output.text.removesuffix("\n"))
     return object_html(output)
@@ -116,7 +119,7 @@ def _cut(line: str) -> str:
 
 def _plain(output: Shown) -> str:
     """Return the text of *output*; empty for objects and gaps."""
-    if isinstance(output, Text):
+    if isinstance(output, Text | Bar):
         return output.text
     return display_text(output) if isinstance(output, Display) and not is_rich(output) else ""
 
@@ -129,7 +132,7 @@ def _height(output: Shown) -> int:
 
 def _num_lines(output: Shown) -> int:
     """Count the lines of text in *output*; none in an image and the like."""
-    if isinstance(output, Dropped):
+    if isinstance(output, Dropped | Bar):
         return 1
     if isinstance(output, Display) and is_rich(output):
         return 0

@@ -21,6 +21,7 @@ from nbdist.view.ansi import complete_lines
 from nbdist.view.consolidate import Shown
 from nbdist.view.fold import Block, fold, identity
 from nbdist.view.mime import display_text, is_rich
+from nbdist.view.progress import Bar
 from nbdist.wire import Dropped, Text
 
 MAX_DIFFERING_LINES = 50  # of one stretch of text; above that its ranks are shown one by one
@@ -49,7 +50,7 @@ def blocks_of(part: Part) -> tuple[Block, ...]:
     return (part,) if isinstance(part, Block) else part.blocks
 
 
-_Kind = Literal["stdout", "stderr", "value", "object", "dropped"]
+_Kind = Literal["stdout", "stderr", "value", "object", "dropped", "bar"]
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,18 @@ def _merge(strips: Sequence[_Strip]) -> Iterator[Part]:
         alike.setdefault(strip.shape, []).append(strip)
     if len(alike) > 1:
         start, end = _num_common_lines(strips)
-        if 2 * (start + end) >= max(strip.num_lines for strip in strips):
+        is_much = 2 * (start + end) >= max(strip.num_lines for strip in strips)
+        if is_much or _has_bar(strips[0], start, end):
             yield from _merge_around(strips, start, end)
             return
     for group in alike.values():
         yield from _merge_alike(group)
+
+
+def _has_bar(strip: _Strip, start: int, end: int) -> bool:
+    """Whether a bar, which tells of all ranks, is among the first or the last lines."""
+    kinds = [run.kind for run in strip.runs for _ in run.lines]
+    return "bar" in kinds[:start] or "bar" in kinds[len(kinds) - end :]
 
 
 def _runs(outputs: Iterable[Shown]) -> Iterator[_Run]:
@@ -138,6 +146,8 @@ def _runs(outputs: Iterable[Shown]) -> Iterator[_Run]:
             yield _Run(output.name, complete_lines(output.text.removesuffix("\n")))
         elif isinstance(output, Dropped):
             yield _Run("dropped", (output,), output)
+        elif isinstance(output, Bar):
+            yield _Run("bar", (output,), output)
         elif is_rich(output):
             yield _Run("object", (identity([output]),), output)
         else:

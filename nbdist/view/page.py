@@ -1,6 +1,6 @@
 """What a cell shows, decided once for text and HTML alike.
 
-RankOutput per rank ── consolidate, fold, merge, group ──▶ Page ──▶ text.py, html.py
+RankOutput per rank ── consolidate, unite, fold, merge, group ──▶ Page ──▶ text.py, html.py
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from nbdist.view.collectives import collectives_line
 from nbdist.view.consolidate import Shown, consolidate
 from nbdist.view.failures import Cause, Waiting, group_failures
 from nbdist.view.fold import Block, fold
-from nbdist.view.merge import Part, Variants, merge
+from nbdist.view.merge import Part, Variants, blocks_of, merge
+from nbdist.view.progress import Bar, unite
 from nbdist.view.scalars import ScalarTable, split_scalars
 from nbdist.view.trim import trim
-from nbdist.wire import CallCount, RankOutput, Text
+from nbdist.wire import CallCount, Progress, RankOutput, Text
 
 
 @dataclass(frozen=True)
@@ -66,24 +67,26 @@ def lay_out(
     Args:
         ranks: What each rank made of the cell.
         is_folded: Show once what ranks have in common.
-        has_text: Show stdout and stderr; ``False`` where they were streamed already.
+        has_text: Show stdout, stderr and progress; ``False`` where they were streamed already.
         calls: What collectives each rank called.
         world_size: Number of ranks in the session, as far as known.
         notes: What stands below all else.
     """
     ranks = list(ranks)
-    outputs = {
-        output.rank: tuple(
-            shown
-            for shown in consolidate(output.outputs)
-            if has_text or not isinstance(shown, Text)
-        )
-        for output in ranks
-    }
+    outputs = unite(
+        {
+            output.rank: tuple(
+                left
+                for left in consolidate(output.outputs)
+                if has_text or not isinstance(left, Text | Progress)
+            )
+            for output in ranks
+        }
+    )
     table, parts = _fold(outputs) if is_folded else (None, _one_by_one(outputs))
     failures = group_failures(ranks, is_folded=is_folded)
     return Page(
-        parts=trim(parts),
+        parts=trim([_with_own_bars(part) for part in parts]),
         table=table,
         causes=failures.causes,
         waiting=failures.waiting,
@@ -97,6 +100,17 @@ def _fold(
 ) -> tuple[ScalarTable | None, tuple[Part, ...]]:
     table, rest = split_scalars(outputs)
     return table, merge([block for block in fold(rest) if block.outputs])
+
+
+def _with_own_bars(part: Part) -> Part:
+    """Let the bars of each block say only how far its own ranks came."""
+    blocks = tuple(
+        Block(b.ranks, tuple(o.of(b.ranks) if isinstance(o, Bar) else o for o in b.outputs))
+        if any(isinstance(output, Bar) for output in b.outputs)
+        else b
+        for b in blocks_of(part)
+    )
+    return blocks[0] if isinstance(part, Block) else Variants(part.kind, blocks)
 
 
 def _one_by_one(outputs: Mapping[int, tuple[Shown, ...]]) -> tuple[Part, ...]:

@@ -12,6 +12,7 @@ from nbdist.view.merge import blocks_of
 from nbdist.view.mime import display_text
 from nbdist.view.names import label_ranks, label_stream
 from nbdist.view.page import Page
+from nbdist.view.progress import Bar
 from nbdist.view.scalars import ScalarTable
 from nbdist.wire import Dropped, Text
 
@@ -39,6 +40,8 @@ def _output(ranks: tuple[int, ...], output: Shown) -> str:
         return _prefix(label_stream(ranks, output.name), strip_ansi(output.text))
     if isinstance(output, Dropped):
         return _prefix(label_stream(ranks, ""), describe_dropped(output))
+    if isinstance(output, Bar):
+        return label_stream(ranks, "") + output.text
     return _prefix(label_stream(ranks, ""), strip_ansi(display_text(output)))
 
 
