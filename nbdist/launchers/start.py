@@ -50,6 +50,8 @@ class Processes:
         exits: How ranks ended, by rank: the agent's event.
         joined: Ranks that have joined the process group.
         limits: What the ranks' torch does not allow.
+        store_address: Of the store that took the place of one that ended; ``None`` while the first
+            one lives.
         failure: What the agent could not do or keep alive, if there is anything.
         has_imported: The agent has imported torch.
         is_agent_lost: The agent is gone, and with it the session.
@@ -69,6 +71,7 @@ class Processes:
     exits: dict[int, Event] = field(default_factory=dict)
     joined: set[int] = field(default_factory=set)
     limits: tuple[str, ...] = ()
+    store_address: tuple[str, int] | None = None
     failure: str | None = None
     has_imported: bool = False
     is_agent_lost: bool = False
@@ -103,6 +106,8 @@ class Processes:
                 self.exits[event["rank"]] = event
             elif kind == "state":
                 self._state = event
+            elif kind == "store":
+                self.store_address = tuple(event["address"])
             elif kind == "failed":
                 self.failure = event["error"]
             elif kind == "attached":

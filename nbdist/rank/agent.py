@@ -429,14 +429,9 @@ class Agent:
 
     def _collect_exits(self) -> None:
         if self._store_pid and (code := _exit_code(self._store_pid)) is not None:
-            self._store_pid = 0
-            self._push(
-                {
-                    "event": "failed",
-                    "error": f"the store keeper {exit_words(code)}; without it no process group "
-                    "can be made and no rank replaced",
-                }
-            )
+            logger.warning("the store keeper %s; another takes its place", exit_words(code))
+            self._keep_store()  # groups that run need none; the ranks meet at the new one
+            self._push({"event": "store", "address": self.store_address})
         for rank, process in list(self.ranks.items()):
             if (code := _exit_code(process.identity.pid)) is not None:
                 self._bury(rank, code)
@@ -510,6 +505,8 @@ class Agent:
         os.setpgid(pid, pid)
         listener.close()
         channel_end.close()
+        if self.store_channel is not None:
+            self.store_channel.close()
         self.store_channel = channel
         self._store_pid = pid
         self.folder.record_birth("store", pid)

@@ -88,6 +88,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.shell_handlers[wire.RECOVER_REQUEST] = self.on_recover
         self.control_handlers[wire.INTERRUPT_REQUEST] = self.on_interrupt
         self.control_handlers[wire.SNAPSHOT_REQUEST] = self.on_snapshot
+        self.control_handlers[wire.TRACE_REQUEST] = self.on_trace
         self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
 
     # Shell channel: the main thread -----------------------------------------------------------
@@ -99,7 +100,9 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             self.parents[parent["content"]["cell_id"]] = parent
             self.journal.begin(parent["content"])
             self.is_fresh = False  # from now on it has something of its own
-            content, buffers = await self.runner.run(parent["content"], self.folder)
+            cell = parent["content"]
+            self.recovery.guard.trace.begin_cell(cell["cell_id"], cell["label"])
+            content, buffers = await self.runner.run(cell, self.folder)
         except BaseException as exc:  # noqa: BLE001 - without a reply the notebook would wait for ever
             content = self.runner.salvage(exc)
         finally:
@@ -163,7 +166,10 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         if content["action"] == "share":
             return {"report": self._share(content)}
         settled = self.recovery.settle(
-            content["generation"], content["meeting"], must_rebuild=content["must_rebuild"]
+            content["generation"],
+            content["meeting"],
+            must_rebuild=content["must_rebuild"],
+            store_address=content["store"],
         )
         return asdict(settled)
 
@@ -243,6 +249,12 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             gpu_bytes=torch.cuda.memory_allocated() if torch.cuda.is_initialized() else None,
         )
         self._reply(stream, f"{wire.SNAPSHOT_REQUEST}_reply", asdict(snapshot), parent, ident)
+
+    def on_trace(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Say what this rank has called, and when."""
+        guard = self.recovery.guard
+        told = guard.trace.told(guard.rank, guard.mode, parent["content"]["cells"])
+        self._reply(stream, f"{wire.TRACE_REQUEST}_reply", told.to_json(), parent, ident)
 
     # ipykernel's own habits, changed ----------------------------------------------------------
 

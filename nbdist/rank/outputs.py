@@ -1,8 +1,8 @@
 """Take down everything a cell puts out, in order, and send it on in batches.
 
     print, display, warnings ──▶ Recorder ──▶ pending ──every 50 ms──▶ iopub batch
-    fd 1 and 2 (C++, children) ──▶ pipe ──────┘   └──── rest ────────▶ the cell's reply
-                                                  └──── all text ────▶ the rank's log
+    fd 1 and 2 (C++, children) ──▶ pipe ──────┤   └──── rest ────────▶ the cell's reply
+    progress bars ──▶ Bars, asked now and then ┘  └──── all text ────▶ the rank's log
 
 What belongs to no running cell (late threads, idle children) goes to the log alone, never into
 another cell. Beyond ``log_bytes`` of one cell only the last lines are kept, here on the rank; what
@@ -27,12 +27,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, cast
 
 from nbdist.rank.logs import RankLog
+from nbdist.rank.progress import Bar, Bars, BarSource
 from nbdist.wire import Clear, Display, Dropped, Output, Text, log_heading
 
 FIRST_FLUSH_S = 0.004  # a short cell is over by then, and all of it travels in its reply
 FLUSH_S = 0.05
 MAX_BATCH_BYTES = 2**20
 TAIL_BYTES = 2**16  # of a cell beyond its bound
+BAR_BYTES = 200  # of one progress bar's record, about
 
 StreamName = Literal["stdout", "stderr"]
 Piece = tuple[StreamName, str]  # a `Text` in the making: a print makes two, and there are many
@@ -66,7 +68,8 @@ class Recorder:
         self._cell_id: str | None = None
         self._token: object | None = None
         self._old_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        self._pending: list[Output | Piece] = []
+        self._pending: list[Output | Piece | Bar] = []
+        self._bars = Bars()
         self._pending_bytes = 0
         self._kept_bytes = 0
         self._tail: collections.deque[tuple[Output | Piece, int]] = collections.deque()
@@ -103,6 +106,7 @@ class Recorder:
             self._kept_bytes = self._dropped_bytes = self._num_batches = 0
             self._tail.clear()
             self._tail_bytes = 0
+            self._bars.clear()
             self._is_over.clear()
 
     def end(self) -> tuple[list[Output], int]:
@@ -113,7 +117,10 @@ class Recorder:
         """
         with self._lock:
             self.take_pipe()
-            outputs = self._take_pending()
+            self._pending.extend(self._bars.last())
+            outputs = self._take_pending(is_exact=True)
+            self._dropped_bytes += self._bars.num_refused * BAR_BYTES
+            self._bars.clear()
             if self._dropped_bytes:
                 outputs.append(Dropped(self._dropped_bytes))
             outputs.extend(merge_text(output for output, _ in self._tail))
@@ -142,10 +149,30 @@ class Recorder:
         with self._lock:
             if self._is_ours():
                 self.take_pipe()
+                if isinstance(output, Clear):  # what is in front of it stays in front of it
+                    self._pending = list(self._bars.take(self._pending))
                 size = sum(
                     len(v) for v in getattr(output, "data", {}).values() if isinstance(v, str)
                 )
                 self._keep(output, size)
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a child of the rank, where only the pipe leads to the cell."""
+        return self._is_forked
+
+    def touch_bar(self, source: BarSource) -> None:
+        """Take note that a progress bar has begun, moved, or is over; any thread may."""
+        if self._is_forked or (source in self._bars and not source.is_over):
+            return
+        with self._lock:
+            if not self._is_ours():
+                return
+            self.take_pipe()
+            bar = self._bars.touch(source)
+            if bar is not None:
+                self._pending.append(bar)
+            self._has_output.set()  # for a bar that is shown only if it goes on
 
     def take_pipe(self) -> None:
         """Take what C++ and child processes have written to fd 1 and 2 so far."""
@@ -199,20 +226,24 @@ class Recorder:
     def flush(self) -> None:
         """Publish what is pending as one batch."""
         with self._lock:
-            if self._cell_id is None or not self._pending:
+            if self._cell_id is None:
                 return
+            self._pending.extend(self._bars.due())
             outputs = self._take_pending()
-            self._num_batches += 1
-            self._publish(self._cell_id, outputs)
+            if outputs:
+                self._num_batches += 1
+                self._publish(self._cell_id, outputs)
 
-    def _take_pending(self) -> list[Output]:
-        outputs, self._pending, self._pending_bytes = self._pending, [], 0
+    def _take_pending(self, *, is_exact: bool = False) -> list[Output]:
+        pending, self._pending, self._pending_bytes = self._pending, [], 0
         self._has_output.clear()
-        return merge_text(outputs)
+        if self._bars.is_used:
+            return merge_text(self._bars.take(pending, is_exact=is_exact))
+        return merge_text(cast("list[Output | Piece]", pending))
 
     def _flush_forever(self) -> None:
         while True:
-            self._has_output.wait()
+            self._has_output.wait(self._bars.interval_s)
             if not self._is_over.wait(FIRST_FLUSH_S):
                 self.flush()
                 self._is_over.wait(FLUSH_S)

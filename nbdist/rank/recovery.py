@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import gc
 import opcode
+import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -189,6 +191,7 @@ class Recovery:
             return self._conclude(failure or exc, was_told_to_stop)
         finally:
             self._ended_at = time.monotonic_ns()
+            self.guard.trace.end_cell()
 
     def _conclude(self, failure: BaseException | None, was_told_to_stop: bool) -> Conclusion:
         was_cut_off = self.lifeline.aborted is not None and self._aborted_before is None
@@ -243,13 +246,21 @@ class Recovery:
         """End whatever native call the main thread waits in; any thread may call."""
         self.lifeline.abort(reason, generation=self.lifeline.generation)
 
-    def settle(self, generation: int, meeting: str, *, must_rebuild: bool) -> Settled:
+    def settle(
+        self,
+        generation: int,
+        meeting: str,
+        *,
+        must_rebuild: bool,
+        store_address: Sequence[Any] | None = None,
+    ) -> Settled:
         """Agree with all other ranks to go on; called on all of them, between two cells.
 
         Args:
             generation: Of the groups, where they have to be made anew; never used before.
             meeting: Names this agreement, alike on all ranks and never used before.
             must_rebuild: Make the groups anew in any case: a fresh rank is to join them.
+            store_address: Of the store that took the place of one that ended, if one did.
 
         Raises:
             PeerFailed: One of the ranks has died meanwhile.
@@ -257,6 +268,7 @@ class Recovery:
             RebuildError: Likewise, while the groups were made.
         """
         is_broken = must_rebuild or self.lifeline.aborted is not None
+        is_broken |= self._move_to(store_address)
         # Unguarded, nobody has counted which native calls are still under way.
         is_broken |= self._is_half_built or self.guard.mode == "off"
         outcome = self.guard.resync(self._meeting_store, meeting, is_broken=is_broken)
@@ -268,6 +280,16 @@ class Recovery:
             self.guard.rebuilt()
             forget_flight()
         return Settled(rebuilt, self.lifeline.reset_modules())
+
+    def _move_to(self, store_address: Sequence[Any] | None) -> bool:
+        """Use the store at this address from now on; return whether it is another one."""
+        if store_address is None or tuple(store_address) == self._address:
+            return False
+        host, port = store_address
+        self._address = (host, port)
+        self._meeting_store = torch_private.open_store(host, port, self._timeout)
+        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
+        return True
 
 
 def mode_of(spec: AgentSpec) -> Mode:

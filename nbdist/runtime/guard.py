@@ -55,6 +55,7 @@ from nbdist.runtime.table import (
     GroupKey,
     Table,
 )
+from nbdist.runtime.trace import CallTrace, Entry
 from nbdist.runtime.turn import Turn
 from nbdist.runtime.wording import where_text
 from nbdist.wire import CallCount
@@ -103,6 +104,7 @@ class Guard:
         self._groups = KnownGroups(table, rank, self._messages.release)
         self._agreement = Agreement(table, rank, self._groups, self._messages, self._outlook)
         self._counts: dict[tuple[str, GroupKey], list[int]] = {}
+        self.trace = CallTrace()
 
     def __repr__(self) -> str:
         return f"<Guard of rank {self.rank}, {self._mode}, {len(self._groups.guarded())} groups>"
@@ -140,20 +142,37 @@ class Guard:
         if call.op in MESSAGES:
             return self._message(group, call, signature, issue)
         with group.lock:  # two threads in one group: one after the other, as their numbers are
-            self._enter(group, call, signature)
-            return group.issue(issue)
+            entry = self._enter(group, call, signature)
+            return self.trace.issue(entry, group.issue, issue)
 
     def _message(self, group: KnownGroup, call: Call, signature: Signature, issue: Issue) -> Any:
-        channel = self._messages.enter(group, call, signature, may_wait=self._mode == "on")
-        return issue() if channel is None else channel.issue(issue)
+        frame = sys._getframe(1)
+        entry = self.trace.post(
+            group.key,
+            signature,
+            source_of(frame),
+            is_async=not torch_private.is_blocking_message(frame),
+            ends=_ends_of(group, call),
+        )
+        try:
+            channel = self._messages.enter(group, call, signature, may_wait=self._mode == "on")
+        except BaseException:
+            entry.fail()
+            raise
+        if channel is None:
+            return self.trace.issue(entry, _call, issue)
+        entry.seq = channel.slot.seq(channel.me)
+        entry.may_go()
+        return self.trace.issue(entry, channel.issue, issue)
 
-    def _enter(self, group: KnownGroup, call: Call, signature: Signature) -> None:
+    def _enter(self, group: KnownGroup, call: Call, signature: Signature) -> Entry:
         """Post a collective, compare it and wait as long as it has to."""
         is_async = call.args.get("async_op", True) and call.op != "monitored_barrier_"
         waits = self._mode == "on" and not is_async and call.op not in _NEVER_WAITED
         record = record_of(signature, source_of(sys._getframe(1)), 0 if waits else ASYNC)
         self._outlook.raise_if_cancelled(group, record, group.slot.seq(group.me) + 1)
         seq = group.slot.post(group.me, record, phase=WAITING if waits else ISSUED)
+        entry = self.trace.post(group.key, signature, record.source, seq=seq, is_async=is_async)
         turn = Turn(
             self.table,
             self._outlook,
@@ -170,7 +189,10 @@ class Guard:
         except BaseException:
             group.slot.flag(group.me, seq, ABANDONED)
             group.slot.set_phase(group.me, IDLE)
+            entry.fail()
             raise
+        entry.may_go()
+        return entry
 
     def _timeout_s(self, known: KnownGroup, call: Call) -> float:
         own = int(call.args.get("timeout", -1))
@@ -311,3 +333,17 @@ class Guard:
         count = self._counts.setdefault((signature.op, group.key), [0, 0])
         count[0] += 1
         count[1] += signature.size_bytes
+
+
+def _ends_of(group: KnownGroup, call: Call) -> tuple[int, ...]:
+    """Return sender and receiver of a message, in the world; the receiver alone takes from anybody.
+
+    A rank that the group does not have is left out: torch says so.
+    """
+    peer = int(call.args.get("dst", call.args.get("src", -1)))
+    ends = (group.me, peer) if call.op == "send" else (peer, group.me)
+    return tuple(group.key.ranks[end] for end in ends if 0 <= end < group.size)
+
+
+def _call(issue: Issue) -> Any:
+    return issue()

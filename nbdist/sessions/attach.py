@@ -202,10 +202,11 @@ class Feeder:
 
     def _has_begun(self, cell: KeptCell) -> bool:
         """Whether *cell* runs, or did until its rank died while there was no kernel."""
-        died_at = self._processes.exits.get(cell.rank, {}).get("at", 0.0)
         if cell.ended_at is not None:
             return False
-        return died_at > self._processes.left_at or self._session.journals.is_process_alive(cell)
+        death = self._processes.exits.get(cell.rank, {})
+        has_died = death.get("pid") == cell.pid and death["at"] > self._processes.left_at
+        return has_died or self._session.journals.is_process_alive(cell)
 
     def _place_of(self, rank: int) -> _Place:
         """Return the place in the journal of *rank* from where it tells of the runs."""

@@ -84,6 +84,7 @@ class Recovery:
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
         self._is_due = False
+        self._store_address = processes.store_address
         self._current: Settling | None = None
 
     def __repr__(self) -> str:
@@ -92,7 +93,7 @@ class Recovery:
     @property
     def is_due(self) -> bool:
         """Whether the ranks have to agree before they can use their groups again."""
-        return self._is_due
+        return self._is_due or self._processes.store_address != self._store_address
 
     def note_failure(self) -> None:
         """Say that a cell has failed on some rank; any thread may."""
@@ -107,7 +108,9 @@ class Recovery:
     def settle(self, ranks: tuple[int, ...], *, must_rebuild: bool = False) -> Settling:
         """Tell *ranks* to agree, before whatever they are told next; returns at once."""
         self._is_due = False
-        return self._ask(ranks, {"action": "settle", "must_rebuild": must_rebuild})
+        self._store_address = self._processes.store_address
+        content = {"must_rebuild": must_rebuild, "store": self._store_address}
+        return self._ask(ranks, {"action": "settle", **content})
 
     def _ask(self, ranks: tuple[int, ...], content: dict[str, Any]) -> Settling:
         number = next(self._numbers)

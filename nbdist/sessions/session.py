@@ -128,7 +128,7 @@ class Session:
 
     @property
     def trouble(self) -> str | None:
-        """What beside the ranks has failed: new process groups cannot be made without a store."""
+        """What beside the ranks has failed; ``None`` while nothing has."""
         if self._processes.is_controller_lost:
             return "the controller is gone, and nothing else reaches the ranks"
         return self._processes.failure
