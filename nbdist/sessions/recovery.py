@@ -75,13 +75,18 @@ class Settling:
 
 
 class Recovery:
-    """What a session knows of failures that the ranks have not settled yet."""
+    """What a session knows of failures that the ranks have not settled yet.
 
-    def __init__(self, session_id: str, processes: Processes, client: RankClient) -> None:
-        self._session_id = session_id
+    Args:
+        processes: Of the session.
+        client: The connection to its ranks.
+        first_number: Of its agreements; no number is ever used twice in a session.
+    """
+
+    def __init__(self, processes: Processes, client: RankClient, first_number: int) -> None:
         self._processes = processes
         self._client = client
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first_number)
         self._changed = threading.Condition()
         self._is_due = False
         self._store_address = processes.store_address
@@ -114,7 +119,7 @@ class Recovery:
 
     def _ask(self, ranks: tuple[int, ...], content: dict[str, Any]) -> Settling:
         number = next(self._numbers)
-        settling = Settling(f"settle/{self._session_id}/{number}", number, ranks)
+        settling = Settling(f"settle/{number}", number, ranks)
         content |= {"meeting": settling.meeting, "generation": settling.generation}
 
         def hear(message: Message) -> None:

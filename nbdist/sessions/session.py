@@ -12,7 +12,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from nbdist import packing, wire
@@ -29,10 +28,11 @@ from nbdist.sessions.monitor import Monitor
 from nbdist.sessions.ranks import parse_ranks
 from nbdist.sessions.recovery import Recovery, RecoveryReport
 from nbdist.sessions.run import Run
+from nbdist.sessions.states import RankState, answer_of, ask, rank_states
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.sessions.values import RankValues, tensor_from
 from nbdist.view import name_ranks
-from nbdist.wire import CellError, CellRequest, GroupCall, Snapshot
+from nbdist.wire import CellError, CellRequest, GroupCall
 
 MAX_VALUE_BYTES = 2**30
 INTERRUPT_S = 5.0  # how long an interrupted cell may take to end
@@ -47,25 +47,6 @@ CONTROLLER_LOST = (
 )
 
 RankSpec = str | int | Sequence[int] | None
-
-
-@dataclass(frozen=True)
-class RankState:
-    """What one rank is doing.
-
-    Attributes:
-        rank: Which.
-        pid: Its process.
-        state: ``idle``, ``running In[3] for 2 s``, ``dead: ...`` or ``no answer``.
-        memory_bytes: Resident memory of the process; ``None`` when it is dead.
-        gpu_bytes: CUDA memory that torch has allocated; ``None`` without CUDA.
-    """
-
-    rank: int
-    pid: int
-    state: str
-    memory_bytes: int | None
-    gpu_bytes: int | None
 
 
 class Session:
@@ -85,8 +66,8 @@ class Session:
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
         self._unanswered: dict[str, set[int]] = {}  # cell id -> ranks that have not replied
         self._turn = processes.turn or 0
-        self._recovery = Recovery(processes.folder.session_id, processes, client)
-        self._recovery._numbers = itertools.count(self._turn * NUMBERS_OF_A_KERNEL + 1)
+        first_number = self._turn * NUMBERS_OF_A_KERNEL + 1
+        self._recovery = Recovery(processes, client, first_number)
         if self._turn:
             self._recovery.note_failure()  # whether the last cell has failed, nobody here knows
         self.restored: tuple[Run, ...] = ()  # cells that ran when another kernel lost the session
@@ -540,34 +521,12 @@ class Session:
 
     def states(self) -> list[RankState]:
         """Ask every rank what it is doing; one that does not answer is waited for at most 1 s."""
-        living = [r for r in range(self.world_size) if r not in self.dead_ranks and self.is_alive]
-        asked = {r: self._client.control(r, wire.SNAPSHOT_REQUEST, {}) for r in living}
-        return [self._state(rank, asked.get(rank)) for rank in range(self.world_size)]
-
-    def _state(self, rank: int, asked: Any) -> RankState:
-        pid = self._processes.pids[rank]
-        if asked is None and rank not in self.dead_ranks and self._processes.is_controller_lost:
-            return RankState(rank, pid, "out of reach", resident_bytes(pid), None)
-        if asked is None:
-            return RankState(rank, pid, f"dead: {self._death(rank)}", None, None)
-        memory = resident_bytes(pid)
-        if not asked.wait(SNAPSHOT_S):
-            return RankState(rank, pid, "no answer: busy in a C call", memory, None)
-        snapshot = Snapshot.from_json(asked.result()["content"])
-        state = "idle"
-        if snapshot.label is not None:
-            state = f"running {snapshot.label} for {snapshot.seconds:.0f} s"
-        return RankState(rank, pid, state, memory, snapshot.gpu_bytes)
+        return rank_states(self._client, self._processes, self._death)
 
     def running_cell(self, rank: int) -> str | None:
         """Return the id of the cell that *rank* runs, empty for none; ``None``: it is too busy."""
-        try:
-            asked: Any = self._client.control(rank, wire.SNAPSHOT_REQUEST, {})
-        except KeyError:  # it has died meanwhile
-            return None
-        if not asked.wait(SNAPSHOT_S):
-            return None
-        return Snapshot.from_json(asked.result()["content"]).cell_id or ""
+        snapshot = answer_of(ask(self._client, rank))
+        return None if snapshot is None else snapshot.cell_id or ""
 
     def log_tail(self, rank: int, num_lines: int) -> str:
         """Return the last *num_lines* lines of the log of *rank*."""
@@ -640,13 +599,3 @@ def connect(
     client.wait_for_ranks(range(processes.plan.nproc), processes.start_failure)
     processes.attach()
     return Session(config, processes, client)
-
-
-def resident_bytes(pid: int) -> int | None:
-    """Return the resident memory of process *pid*, or ``None`` when it is gone."""
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None
