@@ -60,6 +60,7 @@ _HOMES = {
         "initialized",
         "is_master",
         "local_env",
+        "progress",
         "rank_seed",
         "repair_replicas",
         "set_seed",

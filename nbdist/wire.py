@@ -15,7 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 CELL_REQUEST = "nbdist_cell"
 CELL_REPLY = "nbdist_cell_reply"
@@ -24,6 +24,7 @@ VALUE_REQUEST = "nbdist_value"
 VALUE_REPLY = "nbdist_value_reply"
 INTERRUPT_REQUEST = "nbdist_interrupt"
 SNAPSHOT_REQUEST = "nbdist_snapshot"
+TRACE_REQUEST = "nbdist_trace"
 ABORT_REQUEST = "nbdist_abort"
 RECOVER_REQUEST = "nbdist_recover"
 RECOVER_REPLY = "nbdist_recover_reply"
@@ -78,13 +79,47 @@ class Dropped:
     size_bytes: int
 
 
-Output = Text | Display | Clear | Dropped
+@dataclass(frozen=True)
+class Progress:
+    """How far a progress bar is; it replaces what came before of the same bar.
 
-_OUTPUTS: dict[str, type[Text] | type[Display] | type[Clear] | type[Dropped]] = {
+    Attributes:
+        bar: Its number among those of the cell on this rank.
+        text: What it counts, in the user's words.
+        done: Steps done.
+        total: Of so many; ``None`` where nobody knows.
+        unit: What a step is called.
+        divisor: 1000 or 1024 where numbers are told as kilo, mega, ...; else 0.
+        postfix: What the user has put behind it: ``loss=0.31``.
+        depth: Number of open bars that began before it.
+        seconds: For how long it has run.
+        rate: How fast: ``12.5 it/s``.
+        is_over: It was closed.
+        is_kept: It stays when it is over.
+    """
+
+    bar: int
+    text: str
+    done: float
+    total: float | None = None
+    unit: str = "it"
+    divisor: int = 0
+    postfix: str = ""
+    depth: int = 0
+    seconds: float = 0.0
+    rate: str = ""
+    is_over: bool = False
+    is_kept: bool = True
+
+
+Output = Text | Display | Clear | Dropped | Progress
+
+_OUTPUTS: dict[str, type[Text] | type[Display] | type[Clear] | type[Dropped] | type[Progress]] = {
     "text": Text,
     "display": Display,
     "clear": Clear,
     "dropped": Dropped,
+    "progress": Progress,
 }
 _OUTPUT_NAMES = {kind: name for name, kind in _OUTPUTS.items()}
 
@@ -269,6 +304,147 @@ class CallCount:
     def from_json(cls, content: Mapping[str, Any]) -> CallCount:
         """Turn a JSON object made by `to_json` back into a count."""
         return cls(**{**content, "ranks": tuple(content["ranks"])})
+
+
+# What was called, and when --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CallSite:
+    """What is alike in all calls that one line makes.
+
+    Attributes:
+        op: Name of the operation: ``all_reduce``.
+        text: The call for people: ``all_reduce(float32[10], sum)``.
+        source: Where it was called: ``In[12]:7``.
+        group: torch's name of the group.
+        ranks: Those of the group, in the world; sender and receiver, where it is a message, and
+            the receiver alone where it takes from anybody.
+        kind: ``group``, or ``p2p`` for a message.
+        incarnation: How often a group of this name and ranks was made before this one.
+        size_bytes: Size of the tensors that this rank puts in.
+        is_async: The call returns before it is over.
+    """
+
+    op: str
+    text: str
+    source: str
+    group: str
+    ranks: tuple[int, ...]
+    kind: Literal["group", "p2p"] = "group"
+    incarnation: int = 0
+    size_bytes: int = 0
+    is_async: bool = False
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> CallSite:
+        """Turn a JSON object made by `to_json` back into a site."""
+        return cls(**{**content, "ranks": tuple(content["ranks"])})
+
+
+class TracedCall(NamedTuple):
+    """One call of one rank. A tuple, since there may be a million of them.
+
+    Times are seconds on the monotonic clock that all processes of a host share; 0 for what has not
+    happened.
+
+    Attributes:
+        site: What was called, and where.
+        cell_id: In which cell; empty between cells.
+        seq: Its number in its group, or among the messages between two ranks; 0 where none is
+            known.
+        began: The rank came to it.
+        waited_s: How long the guard then held it back.
+        returned: The native call returned, or the call failed.
+        wait_began: The rank began to wait for it (``work.wait()``, which a synchronous call does).
+        wait_ended: That returned.
+        done: The data had arrived, where somebody was told so (DDP's reducer).
+        is_failed: It ended with an error.
+    """
+
+    site: CallSite
+    cell_id: str
+    seq: int
+    began: float
+    waited_s: float = 0.0
+    returned: float = 0.0
+    wait_began: float = 0.0
+    wait_ended: float = 0.0
+    done: float = 0.0
+    is_failed: bool = False
+
+
+@dataclass(frozen=True)
+class TracedCell:
+    """One cell on one rank.
+
+    Attributes:
+        cell_id: Names the cell on all ranks.
+        label: ``In[12]``.
+        began: On the clock of `TracedCall`.
+        ended: Likewise; 0 while it runs.
+        num_calls: How many collectives and messages it called.
+    """
+
+    cell_id: str
+    label: str
+    began: float
+    ended: float
+    num_calls: int
+
+
+@dataclass(frozen=True)
+class RankTrace:
+    """What one rank has called.
+
+    Attributes:
+        rank: Which.
+        mode: The guard's; nothing is recorded while it is ``off``.
+        now: When this was told, on the clock of `TracedCall`.
+        cells: Those that were asked for, in the order they ran.
+        calls: Theirs, in the order they were made.
+        known: Labels of the latest cells that called any, asked for or not.
+    """
+
+    rank: int
+    mode: str
+    now: float
+    cells: tuple[TracedCell, ...] = ()
+    calls: tuple[TracedCall, ...] = ()
+    known: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Turn the trace into a JSON object, in which each site stands once."""
+        places: dict[int, int] = {}
+        sites: list[dict[str, Any]] = []
+        calls = []
+        for site, *rest in self.calls:
+            place = places.setdefault(id(site), len(places))
+            if place == len(sites):
+                sites.append(dataclasses.asdict(site))
+            calls.append([place, *rest])
+        return {
+            "rank": self.rank,
+            "mode": self.mode,
+            "now": self.now,
+            "cells": [dataclasses.asdict(cell) for cell in self.cells],
+            "sites": sites,
+            "calls": calls,
+            "known": list(self.known),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RankTrace:
+        """Turn what `to_json` made back into a trace."""
+        sites = [CallSite.from_json(site) for site in content["sites"]]
+        return cls(
+            rank=content["rank"],
+            mode=content["mode"],
+            now=content["now"],
+            cells=tuple(TracedCell(**cell) for cell in content["cells"]),
+            calls=tuple(TracedCall(sites[place], *rest) for place, *rest in content["calls"]),
+            known=tuple(content["known"]),
+        )
 
 
 # Messages -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,31 @@ def test_a_session_is_alive_while_its_kernel_and_its_agent_are(
     )
 
     assert judged == state
+
+
+@pytest.mark.parametrize("is_kernel_alive", [True, False])
+def test_a_session_that_its_agent_keeps_for_another_kernel_waits(is_kernel_alive: bool) -> None:
+    # True: the pid of the killed kernel, before the agent has seen its end or after it was reused
+    facts: dict[str, Any] = {"is_kernel_alive": is_kernel_alive, "roles_born": ALL, "nproc": 2}
+
+    waits = sessions.judge(**facts, roles_alive=ALL, has_lease=True)
+    is_past = sessions.judge(**facts, roles_alive=["controller"], has_lease=True)
+
+    assert waits == "waiting for attach"
+    assert is_past == "left behind"
+
+
+def test_how_long_a_session_waits_yet_is_shown() -> None:
+    record = sessions.SessionRecord("ab12", 4, "waiting for attach", 7, "/work", 0.0)
+
+    shown = [
+        sessions.format_table([replace(record, left_s=left_s)]).splitlines()[1]
+        for left_s in (480.0, 59.0, -1.0)
+    ]
+
+    assert "waiting for attach, 8 min left" in shown[0]
+    assert "waiting for attach, 59 s left" in shown[1]
+    assert "waiting for attach, 0 s left" in shown[2]
 
 
 def test_a_process_that_got_the_number_later_is_another() -> None:

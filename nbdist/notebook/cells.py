@@ -15,7 +15,8 @@ from nbdist.notebook.stopping import StopButton
 from nbdist.sessions.run import Run, RunEvent
 from nbdist.sessions.session import Session
 from nbdist.view.hang import Diagnosis, hang_text
-from nbdist.wire import Status
+from nbdist.view.progress import remark_text
+from nbdist.wire import Progress, Status
 
 END_STATES: dict[Status, State] = {
     "ok": "done",
@@ -124,7 +125,13 @@ def _drain(run: Run, live: LiveView) -> None:
 
 def _show_live(event: RunEvent, live: LiveView) -> None:
     if event.kind == "output":
-        live.take(event.rank, event.outputs)
+        bars = [output for output in event.outputs if isinstance(output, Progress)]
+        others = tuple(output for output in event.outputs if not isinstance(output, Progress))
+        # As lines, bars stand among the text; elsewhere they are part of how the rank is doing.
+        live.take(event.rank, event.outputs if live.shows_text else others)
+        for bar in bars:
+            if bar.depth == 0:
+                live.progress(event.rank, bar.done, bar.total, remark_text(bar))
     elif event.kind == "places":
         for rank, place in event.places.items():
             live.state(rank, "waiting" if place.is_waiting else "running", place.text)

@@ -41,6 +41,7 @@ HELP = """\
 %dist restart --ranks 1          end rank 1 and put a fresh one in its place
 %dist check NAME [--repair --from RANK]   are the replicas of a variable equal on all ranks
 %dist guard [on|trace|off]       check collectives before they run
+%dist trace [In[12]] [--all] [--table] [--save FILE.png]   who waited for whom in collectives
 %dist pull EXPR [-r RANKS] [-o NAME] [--yes]   bring a variable of the ranks here
 %dist push NAME ... [-r RANKS]   send variables of the notebook to the ranks
 %dist last                       the last cell's output again
@@ -84,6 +85,7 @@ class Commands:
             "log": self._log,
             "check": self._check,
             "guard": self._guard,
+            "trace": self._trace,
             "status": self._status,
             "config": self._config,
             "seed": self._seed,
@@ -153,6 +155,11 @@ class Commands:
         config = self._read_config(line)
         if current.is_running():
             session = current.get()
+            if not session.is_alive:
+                raise SessionError(
+                    f"The session that was running here is lost: {session.trouble}.\n"
+                    "`%dist stop` clears up; then `%dist start` starts anew."
+                )
             if to_dict(session.config) != to_dict(config):
                 raise SessionError(
                     f"Ranks are already running with another configuration: {session.summary}\n"
@@ -178,9 +185,9 @@ class Commands:
         parser.add_argument("session_id", nargs="?", metavar="ID")
         session = current.attach(parser.read(line).session_id)
         end_ranks_on_shutdown(self.shell)
-        self._say(f"attached: {session.summary}")
-        for run in session.restored:
-            with StopButton() as button:
+        with StopButton() as button:
+            self._say(f"attached: {session.summary}")
+            for run in session.restored:
                 cells.follow(session, run, self.shell, button)
 
     def _read_config(self, line: str) -> Config:
@@ -244,6 +251,27 @@ class Commands:
         parser.add_argument("mode", nargs="?", choices=["on", "trace", "off"])
         mode = parser.read(line).mode
         self._run_quietly(f"print('guard', nbdist.guard({mode!r}))")
+
+    def _trace(self, line: str) -> None:
+        from nbdist.view import timeline
+
+        parser = verb_parser("trace")
+        parser.add_argument("label", nargs="?", metavar="In[N]")
+        parser.add_argument("--all", action="store_true")
+        parser.add_argument("--table", action="store_true")
+        parser.add_argument("--save", metavar="FILE.png")
+        found = parser.read(line)
+        label = f"In[{found.label}]" if (found.label or "").isdigit() else found.label
+        trace = current.get().trace("last" if label is None else [label])
+        cell = trace.last() if label is None else trace.labelled(label)
+        if cell is None:
+            return self._say(trace.nothing())
+        image = None if found.table else timeline.png(cell)
+        hints = [timeline.HOW_TO_DRAW] if image is None and not found.table else []
+        if found.save is not None:
+            hints.append(timeline.save(cell, found.save))
+        publish_display_data(cell.render(lists_all=found.all, image=image, hints=hints))
+        return None
 
     def _run_quietly(self, code: str) -> None:
         """Run code of ours on all ranks and show what it prints."""

@@ -74,7 +74,7 @@ class WidgetView:
                 self._tails.add(rank, output.name, output.text)
             elif isinstance(output, Clear):
                 self._tails.add(rank, "clear", "wait" if output.wait else "")
-            elif text := _in_short(output):
+            elif isinstance(output, Display | Dropped) and (text := _in_short(output)):
                 self._tails.add(rank, "note", text)
         self._is_due = True
 

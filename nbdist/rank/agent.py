@@ -32,22 +32,27 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from nbdist import processes
 from nbdist.folder import SessionFolder
 from nbdist.processes import exit_words
+from nbdist.rank.children import (
+    RankProcess,
+    StoreKeeper,
+    exit_code,
+    json_lines,
+    make_pipe,
+    start_store_keeper,
+    tail,
+)
 from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes the loop
-PIPE_BYTES = 2**20
-TAIL_BYTES = 8000
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # torch ends the process after a collective that failed or was cut off, unless told otherwise
 # before it is imported. Read in torch 2.13; never run on a GPU.
@@ -58,26 +63,6 @@ KEEP_ALIVE = {
     "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
     "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
 }
-
-
-@dataclass
-class RankProcess:
-    """A rank as its parent sees it.
-
-    Attributes:
-        identity: Its process; the process group has the same number.
-        output: Read end of the pipe that is its fd 1 and 2. The rank reads it too; the agent only
-            steps in when the rank does not (held up in a C call, or dead).
-        channel: Socket to the rank. Its end tells the rank that the agent is gone.
-        pending: Bytes of a line that has not ended yet.
-        is_filling: The pipe was more than half full at the last look.
-    """
-
-    identity: processes.ProcessId
-    output: int
-    channel: socket.socket
-    pending: bytearray = field(default_factory=bytearray)
-    is_filling: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,9 +97,7 @@ class Agent:
         self._left_at = 0.0  # when the last kernel went, in seconds since the epoch
         self._controller: processes.ProcessId | None = None
         self._is_controller_lost = False
-        self.store_address = ("127.0.0.1", 0)
-        self.store_channel: socket.socket | None = None
-        self._store_pid = 0
+        self._store: StoreKeeper | None = None
         self._table: Any = None  # the guard's, once torch is imported
         self.is_ending = False
         self._history: list[dict[str, Any]] = []
@@ -138,7 +121,7 @@ class Agent:
         import_engine()
         self._push({"event": "imported"})
         gc.freeze()  # the pages of what was imported stay shared with the ranks
-        self._keep_store()
+        self._store = start_store_keeper(self.folder, self._forget_agent)
         self._make_table()
         for local_rank in range(self.spec.nproc):
             self.spawn(self.spec.first_rank + local_rank)
@@ -198,7 +181,7 @@ class Agent:
         if not data:
             self._lose(connection)
             return
-        for message in _lines(self.kernels[connection], data):
+        for message in json_lines(self.kernels[connection], data):
             self._obey(connection, message)
 
     def _lose(self, connection: socket.socket) -> None:
@@ -296,9 +279,9 @@ class Agent:
 
     def _state(self) -> dict[str, Any]:
         """Say what the ranks do, without asking them: a rank may be unable to answer."""
-        pids = {rank: process.identity.pid for rank, process in self.ranks.items()}
         calls = [] if self._table is None else _calls(self._table)
-        return {"calls": calls, "stopped": [r for r, pid in pids.items() if _is_stopped(pid)]}
+        stopped = [rank for rank, process in self.ranks.items() if process.is_stopped]
+        return {"calls": calls, "stopped": stopped}
 
     def _push(self, message: dict[str, Any]) -> None:
         """Tell every kernel, and those that connect later."""
@@ -342,9 +325,7 @@ class Agent:
         threads = list(Path("/proc/self/task").iterdir())
         if len(threads) != 1:
             raise RuntimeError(f"the agent has {len(threads)} threads; a forked rank could hang")
-        output, output_end = os.pipe2(os.O_CLOEXEC)
-        _widen(output)
-        os.set_blocking(output, False)
+        output, output_end = make_pipe()
         channel, channel_end = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -381,6 +362,7 @@ class Agent:
             from nbdist.rank import engine  # imported already; the name is what is new
 
             rank, generation, meeting = birth
+            assert self._store is not None
             code = engine.run(
                 engine.Birth(
                     folder=self.folder,
@@ -388,7 +370,7 @@ class Agent:
                     rank=rank,
                     generation=generation,
                     meeting=meeting,
-                    store_address=self.store_address,
+                    store_address=self._store.address,
                     table=self._table.path,
                     pipe=output,
                     channel=channel_end,
@@ -407,13 +389,12 @@ class Agent:
         self._selector.close()
         for connection in (self._listener, *self._wakeup, *self.kernels):
             connection.close()
-        if self.store_channel is not None:
-            self.store_channel.close()
+        if self._store is not None:
+            self._store.channel.close()
         if self._table is not None:
             self._table.close()
         for sibling in self.ranks.values():
-            os.close(sibling.output)
-            sibling.channel.close()
+            sibling.close()
 
     def _hear_rank(self, rank: int) -> None:
         process = self.ranks[rank]
@@ -424,16 +405,18 @@ class Agent:
         if not data:
             self._selector.unregister(process.channel)
             return
-        for message in _lines(process.pending, data):
+        for message in json_lines(process.pending, data):
             self._push({**message, "rank": rank})
 
     def _collect_exits(self) -> None:
-        if self._store_pid and (code := _exit_code(self._store_pid)) is not None:
+        if self._store is not None and (code := exit_code(self._store.pid)) is not None:
             logger.warning("the store keeper %s; another takes its place", exit_words(code))
-            self._keep_store()  # groups that run need none; the ranks meet at the new one
-            self._push({"event": "store", "address": self.store_address})
+            self._store.channel.close()
+            self._store = start_store_keeper(self.folder, self._forget_agent)
+            # Groups that run need none; the ranks meet at the new one before the next cell.
+            self._push({"event": "store", "address": self._store.address})
         for rank, process in list(self.ranks.items()):
-            if (code := _exit_code(process.identity.pid)) is not None:
+            if (code := exit_code(process.identity.pid)) is not None:
                 self._bury(rank, code)
 
     def _bury(self, rank: int, code: int) -> None:
@@ -444,10 +427,9 @@ class Agent:
         for pid in processes.group_members(process.identity.pid, self.spec.session_id):
             os.kill(pid, signal.SIGKILL)
         self._drain(rank, process)
-        os.close(process.output)
         if process.channel.fileno() in self._selector.get_map():
             self._selector.unregister(process.channel)
-        process.channel.close()
+        process.close()
         self._push(
             {
                 "event": "exited",
@@ -455,61 +437,23 @@ class Agent:
                 "pid": process.identity.pid,
                 "code": code,
                 "at": time.time(),
-                "tail": _tail(self.folder.rank_log(rank)),
+                "tail": tail(self.folder.rank_log(rank)),
             }
         )
 
     def _look_at_pipes(self) -> None:
         """Empty the pipe of a rank that has let it fill up, so that nobody blocks on writing."""
         for rank, process in self.ranks.items():
-            is_filling = _bytes_waiting(process.output) > PIPE_BYTES // 2
-            if is_filling and process.is_filling:
+            if process.looks_stuck():
                 self._drain(rank, process)
-            process.is_filling = is_filling
 
     def _drain(self, rank: int, process: RankProcess) -> None:
         from nbdist.rank.secrets import Secrets
 
         secrets = Secrets.of(self.spec.config)
         with self.folder.rank_log(rank).open("ab") as log:
-            while data := _read_now(process.output):
+            while data := process.read_output():
                 log.write(secrets.hide_bytes(data))
-
-    # The store --------------------------------------------------------------------------------
-
-    def _keep_store(self) -> None:
-        """Fork the process that holds the TCPStore, on a loopback socket of its own."""
-        from torch._C._distributed_c10d import TCPStore
-
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.store_address = listener.getsockname()[:2]
-        channel, channel_end = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setpgid(0, 0)
-                channel.close()
-                self._forget_agent()
-                host, port = self.store_address
-                store = TCPStore(
-                    host,
-                    port,
-                    is_master=True,
-                    wait_for_workers=False,
-                    master_listen_fd=listener.detach(),
-                )
-                channel_end.recv(1)  # returns when the agent is gone
-                del store
-            finally:
-                os._exit(0)
-        os.setpgid(pid, pid)
-        listener.close()
-        channel_end.close()
-        if self.store_channel is not None:
-            self.store_channel.close()
-        self.store_channel = channel
-        self._store_pid = pid
-        self.folder.record_birth("store", pid)
 
     # The end ----------------------------------------------------------------------------------
 
@@ -541,15 +485,6 @@ def import_engine() -> None:
     engine.preload()
 
 
-def _exit_code(pid: int) -> int | None:
-    """Return how child *pid* ended (minus the signal, where one killed it), or ``None``."""
-    try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return os.waitstatus_to_exitcode(status) if ended else None
-
-
 def _calls(table: Any) -> list[dict[str, Any]]:
     """Return where every rank stands in each of its groups, as JSON of `GroupCall`."""
     return [
@@ -562,54 +497,6 @@ def _calls(table: Any) -> list[dict[str, Any]]:
         for group in table.view()
         for member in group.members
     ]
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False
-
-
-def _lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
-    """Add *data* to *pending* and take the complete JSON lines off it."""
-    pending += data
-    *lines, rest = bytes(pending).split(b"\n")
-    pending[:] = rest
-    return [json.loads(line) for line in lines if line]
-
-
-def _widen(pipe: int) -> None:
-    import fcntl
-
-    try:
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    except OSError:
-        logger.info("the pipe keeps its default size")  # beyond the user's limit of pipe pages
-
-
-def _bytes_waiting(fd: int) -> int:
-    import fcntl
-    import termios
-
-    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0"))[0])
-
-
-def _read_now(fd: int) -> bytes:
-    try:
-        return os.read(fd, 65536)
-    except BlockingIOError:
-        return b""
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return text
 
 
 def main(folder_path: str) -> None:

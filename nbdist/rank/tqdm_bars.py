@@ -4,8 +4,9 @@
                                      drops the characters and lets `Bars` ask the bar itself
     tqdm.notebook, tqdm.autonotebook plain tqdm under their names: a rank has no widgets
 
-A bar with a ``file=`` elsewhere, a disabled bar, and a bar in a forked child stay as tqdm made
-them. All that a bar counts is counted by tqdm. Read in tqdm 4.70; without tqdm nothing is done.
+A bar with a ``file=`` elsewhere, a disabled bar, and a bar in a forked child (but for its place)
+stay as tqdm made them. All that a bar counts is counted by tqdm. Read in tqdm 4.70; without tqdm
+nothing is done.
 
 Not covered: ``tqdm.rich``, ``tqdm.gui`` and ``tqdm.tk``, which draw by themselves; subclasses that
 draw by themselves into our stderr are read, but what they draw is dropped; ``container`` and
@@ -158,7 +159,10 @@ def patch(std: ModuleType, recorder: Recorder) -> None:
         is_by_place = len(args) > FILE_PLACE
         file = args[FILE_PLACE] if is_by_place else kwargs.get("file")
         stream = sys.stderr if file is None else file
-        if isinstance(stream, RankStream) and not recorder.is_forked and not kwargs.get("gui"):
+        if recorder.is_forked:
+            # Below a bar of the parent, which draws nothing, it would move among foreign lines.
+            kwargs.setdefault("position", 0)
+        elif isinstance(stream, RankStream) and not kwargs.get("gui"):
             self._nbdist_bar = bar = TqdmBar(self, stream, recorder)
             if is_by_place:
                 args = (*args[:FILE_PLACE], bar, *args[FILE_PLACE + 1 :])

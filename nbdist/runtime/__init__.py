@@ -5,6 +5,7 @@
 The same names give the same types at any world size, 1 included.
 """
 
+from nbdist.runtime.bars import progress
 from nbdist.runtime.collectives import (
     all_gather,
     all_gather_objects,
@@ -61,6 +62,7 @@ __all__ = [
     "initialized",
     "is_master",
     "local_env",
+    "progress",
     "rank_seed",
     "read_environment",
     "repair_replicas",

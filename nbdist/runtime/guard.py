@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -151,6 +152,7 @@ class Guard:
             group.key,
             signature,
             source_of(frame),
+            began=time.monotonic(),
             is_async=not torch_private.is_blocking_message(frame),
             ends=_ends_of(group, call),
         )
@@ -171,8 +173,11 @@ class Guard:
         waits = self._mode == "on" and not is_async and call.op not in _NEVER_WAITED
         record = record_of(signature, source_of(sys._getframe(1)), 0 if waits else ASYNC)
         self._outlook.raise_if_cancelled(group, record, group.slot.seq(group.me) + 1)
+        began = time.monotonic()
         seq = group.slot.post(group.me, record, phase=WAITING if waits else ISSUED)
-        entry = self.trace.post(group.key, signature, record.source, seq=seq, is_async=is_async)
+        entry = self.trace.post(
+            group.key, signature, record.source, began=began, seq=seq, is_async=is_async
+        )
         turn = Turn(
             self.table,
             self._outlook,

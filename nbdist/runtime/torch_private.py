@@ -29,7 +29,24 @@ READ_IN = "2.13.0"
 
 _native: Any = torch._C._distributed_c10d
 _TORCH = str(Path(torch.__file__).parent)
-_AUTOGRAD = torch.autograd.graph.__file__
+#: Functions whose C++ takes the future of a collective's work: DDP's reducer, `Join` beside it.
+_TAKE_FUTURES = frozenset(
+    {
+        (torch.autograd.graph.__file__, "_engine_run_backward"),
+        (f"{_TORCH}/nn/parallel/distributed.py", "_match_all_reduce_for_bwd_pass"),
+    }
+)
+#: Functions whose C++ waits for the work: functional collectives, what DDP agrees on.
+_WAIT_NATIVELY = frozenset(
+    {
+        (f"{_TORCH}/_ops.py", "__call__"),
+        (f"{_TORCH}/_ops.py", "redispatch"),
+        (f"{_TORCH}/nn/parallel/distributed.py", "_distributed_broadcast_coalesced"),
+        (f"{_TORCH}/nn/parallel/distributed.py", "_pre_forward"),
+        (f"{_TORCH}/distributed/utils.py", "_sync_params_and_buffers"),
+        (f"{_TORCH}/distributed/utils.py", "_verify_param_shape_across_processes"),
+    }
+)
 
 ProcessGroup = c10d.ProcessGroup
 Work = c10d.Work
@@ -198,13 +215,13 @@ def replace_wait(wait: Callable[..., bool]) -> Callable[[], None]:
 def consumer_of_work(frame: Any) -> Literal["python", "reducer", "native"]:
     """Say who waits for the work of a collective that was called from *frame*.
 
-    ``python``: `Work.wait` is called. ``reducer``: C++ below a backward takes its future.
-    ``native``: other C++, called from torch's Python, calls its C++ method.
+    ``reducer``: C++ takes its future. ``native``: C++ calls its C++ method, and not the future's.
+    ``python``: anybody else, so the work has to stay what it is; `Work.wait` is called.
     """
-    name = frame.f_code.co_filename
-    if name == _AUTOGRAD:
+    caller = (frame.f_code.co_filename, frame.f_code.co_name)
+    if caller in _TAKE_FUTURES:
         return "reducer"
-    return "native" if name.startswith(_TORCH) and name != c10d.__file__ else "python"
+    return "native" if caller in _WAIT_NATIVELY else "python"
 
 
 #: How gloo begins when a peer's end of a connection is gone.

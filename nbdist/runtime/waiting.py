@@ -29,6 +29,7 @@ from weakref import WeakSet
 import torch
 
 from nbdist.runtime import torch_private
+from nbdist.runtime.trace import entry_of
 
 SLICE_S = 0.05
 GRACE_S = 0.02  # after an abort: the error of the call itself says more
@@ -77,6 +78,10 @@ class Waiting:
         native_wait, none = self._native_wait, timedelta(0)
 
         def wait(self_: Any, timeout: timedelta = none) -> bool:
+            with entry_of(self_):
+                return wait_for(self_, timeout)
+
+        def wait_for(self_: Any, timeout: timedelta) -> bool:
             if timeout != none or not self._is_gloo_only or type(self_) is not torch_private.Work:
                 return native_wait(self_, timeout)
             if torch_private.is_message(self_):
@@ -145,15 +150,21 @@ class Waiting:
         if consumer == "reducer":
             ours = torch_private.work_of_future(self._promise(work))
         else:
-            ours = torch_private.work_that_calls(lambda: self._wait_in_slices(work))
+            ours = torch_private.work_that_calls(lambda: self._wait_and_note(work))
         return (*result[:-1], ours.boxed()) if isinstance(result, tuple) else ours.boxed()
+
+    def _wait_and_note(self, work: Any) -> None:
+        with entry_of(work):
+            self._wait_in_slices(work)
 
     def _promise(self, work: Any) -> Any:
         """Return a future that ends as *work* does, or by `cut_off`."""
         promise: torch.futures.Future[Any] = torch.futures.Future()
         self._promised.add(promise)
+        entry = entry_of(work)
 
         def keep(done: Any) -> None:
+            entry.finish()
             try:
                 _settle(promise, done.value())
             except Exception as exc:  # noqa: BLE001 - passed on to who waits

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,7 +28,9 @@ from nbdist.wire import (
     CellError,
     CellReply,
     CellRequest,
+    Clear,
     Output,
+    Progress,
     RankOutput,
     Text,
     lost_text,
@@ -84,6 +86,21 @@ class _RankRun:
     replied_at: float = 0.0
     death: CellError | None = None
     abandoned: CellError | None = None
+    is_told: bool = False
+    _bars: dict[int, int] = field(default_factory=dict)
+
+    def add(self, outputs: Sequence[Output]) -> None:
+        """Add what came; of a progress bar only its place and its last record are kept."""
+        for output in outputs:
+            if isinstance(output, Clear):
+                self._bars.clear()  # what comes after it must stay behind it
+            place = self._bars.get(output.bar) if isinstance(output, Progress) else None
+            if place is not None:
+                self.batches[place] = output
+                continue
+            if isinstance(output, Progress):
+                self._bars[output.bar] = len(self.batches)
+            self.batches.append(output)
 
     @property
     def is_over(self) -> bool:
@@ -153,7 +170,7 @@ class Run:
             part = self._parts[rank]
             if message.kind == OUTPUT_BATCH:
                 outputs = tuple(output_from_json(o) for o in message.content["outputs"])
-                part.batches.extend(outputs)
+                part.add(outputs)
                 part.num_batches += 1
                 self._events.put(RunEvent("output", rank, outputs))
             elif message.kind == INPUT_REQUEST:
@@ -164,11 +181,20 @@ class Run:
                 part.replied_at = time.monotonic()
                 if part.reply.value is not None:
                     self._unfetched.append(part.reply.value)
-                if part.reply.outputs:
-                    self._events.put(RunEvent("output", rank, part.reply.outputs))
-                ending = {"status": part.reply.status, "error": _in_short(part.reply.error)}
-                self._events.put(RunEvent("ended", rank, content=ending))
+            if part.is_over:
+                self._tell_ending(rank)
             self._notify_if_done()
+
+    def _tell_ending(self, rank: int) -> None:
+        """Tell what came with the reply of *rank*, once: after all batches that went before it."""
+        part = self._parts[rank]
+        if part.reply is None or part.is_told:
+            return
+        part.is_told = True
+        if part.reply.outputs:
+            self._events.put(RunEvent("output", rank, part.reply.outputs))
+        ending = {"status": part.reply.status, "error": _in_short(part.reply.error)}
+        self._events.put(RunEvent("ended", rank, content=ending))
 
     def _notify_if_done(self) -> None:
         """Wake who waits for the end; only then, since each wake-up costs a short cell dearly."""
@@ -275,6 +301,17 @@ class Run:
             return (
                 self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
             )
+        except queue.Empty:
+            return self._late_event()
+
+    def _late_event(self) -> RunEvent | None:
+        """Return what a rank's reply brought whose last batches were given up on."""
+        with self._changed:
+            for rank, part in self._parts.items():
+                if part.is_over:
+                    self._tell_ending(rank)
+        try:
+            return self._events.get_nowait()
         except queue.Empty:
             return None
 

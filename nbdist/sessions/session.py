@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from nbdist import packing, wire
 from nbdist.config import Config
@@ -29,9 +29,11 @@ from nbdist.sessions.ranks import parse_ranks
 from nbdist.sessions.recovery import Recovery, RecoveryReport
 from nbdist.sessions.run import Run
 from nbdist.sessions.states import RankState, answer_of, ask, rank_states
+from nbdist.sessions.traces import rank_traces
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.sessions.values import RankValues, tensor_from
 from nbdist.view import name_ranks
+from nbdist.view.trace import Trace
 from nbdist.wire import CellError, CellRequest, GroupCall
 
 MAX_VALUE_BYTES = 2**30
@@ -110,6 +112,8 @@ class Session:
     @property
     def trouble(self) -> str | None:
         """What beside the ranks has failed; ``None`` while nothing has."""
+        if self._processes.is_agent_lost:
+            return "the agent is gone, and the ranks with it"
         if self._processes.is_controller_lost:
             return "the controller is gone, and nothing else reaches the ranks"
         return self._processes.failure
@@ -522,6 +526,18 @@ class Session:
     def states(self) -> list[RankState]:
         """Ask every rank what it is doing; one that does not answer is waited for at most 1 s."""
         return rank_states(self._client, self._processes, self._death)
+
+    def trace(self, cells: Sequence[str] | Literal["last"] | None = None) -> Trace:
+        """Return what collectives the ranks have called, and when, as far as they still know.
+
+        They answer while a cell runs, too.
+
+        Args:
+            cells: Labels of the cells wanted, ``["In[12]"]``; ``"last"`` for the last that called
+                any; all when ``None``.
+        """
+        self._check_alive()
+        return Trace(rank_traces(self._client, self.living_ranks, cells), self.world_size)
 
     def running_cell(self, rank: int) -> str | None:
         """Return the id of the cell that *rank* runs, empty for none; ``None``: it is too busy."""

@@ -23,6 +23,7 @@ KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 BY_SIGKILL = "died: it was killed by SIGKILL"
 NO_MEMORY_IN_C = (
     "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p; "
+    "libc.malloc.argtypes = [ctypes.c_size_t]; "
     "ctypes.memset(libc.malloc(2**50) or 0, 0, 1)"
 )
 
@@ -361,7 +362,8 @@ def test_a_survivor_that_fails_after_a_death_is_settled_with_it(shop: Workshop) 
 # Nobody is left ----------------------------------------------------------------------------------
 
 
-def test_all_ranks_dead_is_a_restart() -> None:
+def test_all_ranks_dead_is_a_restart(shared: Shared) -> None:
+    shared.close()  # one session at a time
     with workshop(2) as shop:
         run = shop.ends(shop.run("os._exit(3)"))
         assert statuses(run) == ["dead", "dead"]
@@ -372,7 +374,8 @@ def test_all_ranks_dead_is_a_restart() -> None:
             shop.run("rank")
 
 
-def test_a_lone_survivor_of_two_goes_on() -> None:
+def test_a_lone_survivor_of_two_goes_on(shared: Shared) -> None:
+    shared.close()
     with workshop(2) as shop:
         left = psutil.Process(pids(shop.session)[0])
         shop.ends(shop.run(f"if rank == 1: {KILL}\ntrain(ddp)"))

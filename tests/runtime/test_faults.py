@@ -11,7 +11,7 @@ SCRIPT = "fault_script.py"
 pytestmark = [pytest.mark.ranks, pytest.mark.recovery]
 
 
-@pytest.mark.parametrize(("case", "count"), [("collectives", 38), ("inside", 18), ("modules", 16)])
+@pytest.mark.parametrize(("case", "count"), [("collectives", 38), ("inside", 16), ("modules", 16)])
 def test_who_waits_for_a_rank_that_raised_is_freed_and_the_same_objects_work(
     case: str, count: int
 ) -> None:
