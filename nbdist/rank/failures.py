@@ -63,7 +63,8 @@ def _describe(exception: BaseException, waited_for: int | None, seen: set[int]) 
 def frames_of(frame: FrameType | None) -> tuple[Frame, ...]:
     """Return where a thread is, from the first line of a cell on down to *frame*; any may ask."""
     steps = [
-        (below.f_code.co_filename, line, below.f_code.co_name)
+        # A thread that is looked at from outside may be between two lines.
+        (below.f_code.co_filename, line or below.f_code.co_firstlineno, below.f_code.co_name)
         for below, line in traceback.walk_stack(frame)
     ]
     steps.reverse()

@@ -40,6 +40,7 @@ MAX_VALUE_BYTES = 2**30
 INTERRUPT_S = 5.0  # how long an interrupted cell may take to end
 INTERRUPT_AGAIN_S = 0.5
 STOPPING_S = 1.0  # how long the next cell waits for one that was told to stop
+FREED_S = 2.0  # how long a death may take to free those who wait for the dead rank
 SNAPSHOT_S = 1.0
 NUMBERS_OF_A_KERNEL = 10**6  # of agreements; the next kernel of the session begins beyond
 
@@ -376,6 +377,8 @@ class Session:
                 "All ranks are dead, and their variables with them: nothing is left to recover.\n"
                 "`%dist restart` starts anew with the same configuration."
             )
+        if dead:
+            self._wait_until_free()
         if busy := self.busy_ranks:
             raise SessionError(
                 f"{name_ranks(busy)} still run a cell: stop it (■), then `%dist recover` again.\n"
@@ -389,6 +392,12 @@ class Session:
         seconds = time.monotonic() - began
         copied = self._recovery.share(self.living_ranks, source, also) if dead or also else ""
         return RecoveryReport(dead, copied, seconds)
+
+    def _wait_until_free(self) -> None:
+        """Wait a moment for those whom a death frees; they may be on their way."""
+        deadline = time.monotonic() + FREED_S
+        while self.busy_ranks and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def recover_if_wanted(self) -> RecoveryReport | None:
         """Replace dead ranks where the configuration says ``recover=auto`` and it can be done now.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,34 +29,41 @@ from nbdist.view.waits import Span, joined
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HOW_TO_DRAW = "the timeline picture needs matplotlib: `pip install 'nbdist[plots]'`"
 
-NUM_COLUMNS = 800
-NUM_COLORS = 64
-WIDTH_IN = 9.0
-DPI = 192  # shown at half of it
-MAX_TICKS = 20
+# All lengths are those of the picture, which is shown at half its size.
+DPI = 192
+NUM_COLUMNS, COLUMN_PX = 790, 2
+WIDTH_PX, LEFT_PX, TOP_PX, BOTTOM_PX = 1728, 136, 96, 52
+LANE_PX, NARROW_LANE_PX, FEW_RANKS = 60, 22, 16
+STRIP = 0.1  # of a lane, for asynchronous calls; as much is left free
+HATCH_PX, HATCH_SHARE = 12, 0.35
 LEAST_SHARE = 0.12  # so that a short call in a long cell can be seen
-BAR = 0.8
+MAX_TICKS = 20
+NUM_COLORS = 64
 
 GREY_INK, DARK_INK, LATE_INK = "#777777", "#222222", "#b36b00"
 
 
+Color = tuple[int, int, int, int]
+
+
 @dataclass(frozen=True)
 class Look:
-    """How a state is drawn."""
+    """How a state is drawn: red, green, blue and opacity."""
 
     name: str
-    color: str
-    hatch: str
-    hatch_color: str
+    color: Color
+    hatch_color: Color | None = None
 
 
-IN_COLLECTIVE = Look("in collective", "#0072b2", "", "#0072b2")
-WAITING = Look("waiting", "#e69f00", "//////", "#8a4b00")
-COMPUTE = Look("compute", "#80808066", "", "#80808066")
-UNDER_WAY = Look("asynchronous call under way", "#cc79a7", "", "#cc79a7")
+COMPUTE = Look("compute", (128, 128, 128, 100))
+WAITING = Look("waiting", (230, 159, 0, 255), (138, 75, 0, 255))
+IN_COLLECTIVE = Look("in collective", (0, 114, 178, 255))
+UNDER_WAY = Look("asynchronous call under way", (204, 121, 167, 255))
+LOOKS = (COMPUTE, WAITING, IN_COLLECTIVE, UNDER_WAY)
 
 
 @dataclass(frozen=True)
@@ -172,72 +179,85 @@ def save(cell: CellTrace, path: str) -> str:
     return f"saved as {path}"
 
 
-def _draw(cell: CellTrace, ink: str, use: Any) -> None:
+def _draw(cell: CellTrace, ink: str, use: Callable[[Figure], object]) -> None:
     import matplotlib.style
     from matplotlib.figure import Figure
 
+    found = lanes(cell)
+    pixels = picture(list(found.values()), cell.began, cell.ended)
+    height = pixels.shape[0] + TOP_PX + BOTTOM_PX
     with matplotlib.style.context("default"):
-        figure = Figure(figsize=(WIDTH_IN, _height_in(len(cell.cells))), layout="constrained")
-        axes = figure.add_subplot()
-        looks = _draw_lanes(axes, cell, lanes(cell))
+        figure = Figure(figsize=(WIDTH_PX / DPI, height / DPI), dpi=DPI)
+        # Not `imshow`: that would draw the pixels anew, and spoil the hatching.
+        figure.figimage(pixels, LEFT_PX, BOTTOM_PX)
+        axes = figure.add_axes(
+            (
+                LEFT_PX / WIDTH_PX,
+                BOTTOM_PX / height,
+                pixels.shape[1] / WIDTH_PX,
+                pixels.shape[0] / height,
+            )
+        )
+        axes.patch.set_visible(False)
         _draw_frame(axes, cell, ink)
-        _draw_legend(axes, looks, ink)
+        _draw_legend(axes, _looks_of(found.values()), ink)
         figure.suptitle(
             f"{cell.label}: {cell.verdict}",
             color=ink,
             fontsize=10,
-            x=0.01,
-            ha="left",
             weight="bold",
+            x=8 / WIDTH_PX,
+            y=1 - 8 / height,
+            ha="left",
+            va="top",
         )
         use(figure)
 
 
-def _height_in(num_ranks: int) -> float:
-    return 1.2 + num_ranks * (0.3 if num_ranks <= 16 else 0.12)
+def picture(lanes: Sequence[Lane], began: float, ended: float) -> Any:
+    """Return the bars as pixels, one lane below the other.
+
+    Returns:
+        Red, green, blue and opacity from 0 to 255, shape ``(height, width, 4)``.
+    """
+    edges = np.linspace(began, ended, NUM_COLUMNS + 1)
+    height = LANE_PX if len(lanes) <= FEW_RANKS else NARROW_LANE_PX
+    return np.concatenate([_lane_pixels(lane, edges, height) for lane in lanes])
 
 
-def _draw_lanes(axes: Axes, cell: CellTrace, lanes: Mapping[int, Lane]) -> list[Look]:
-    """Draw a bar for each rank; return the states there were."""
-    edges = np.linspace(cell.began, cell.ended, NUM_COLUMNS + 1)
-    times = edges - cell.began  # of the axis
-    seen = {}
-    for row, lane in enumerate(lanes.values()):
-        base = np.full(NUM_COLUMNS, row + BAR / 2)
-        states = (
-            (IN_COLLECTIVE, lane.in_collective),
-            (WAITING, lane.waiting),
-            (COMPUTE, lane.compute),
-        )
-        for look, spans in states:
-            share = shares(spans, edges)
-            if look is IN_COLLECTIVE:
-                share = np.where(share > 0, np.maximum(share, LEAST_SHARE), 0)
-            top = np.maximum(base - BAR * share, row - BAR / 2)
-            _fill(axes, times, base, top, look)
-            base = top
-            if spans:
-                seen[look.name] = look
-        if lane.under_way:
-            share = shares(lane.under_way, edges)
-            bottom = np.full(NUM_COLUMNS, row + BAR / 2 + 0.1)
-            _fill(axes, times, bottom, bottom - 0.1 * (share > 0), UNDER_WAY)
-            seen[UNDER_WAY.name] = UNDER_WAY
-    order = (COMPUTE, WAITING, IN_COLLECTIVE, UNDER_WAY)
-    return [look for look in order if look.name in seen]
+def _lane_pixels(lane: Lane, edges: Any, height: int) -> Any:
+    """Stack the shares of the states in each column, from the bottom of the bar up."""
+    strip = round(height * STRIP)
+    bar = height - 2 * strip - 1
+    inside = shares(lane.in_collective, edges)
+    inside = np.where(inside > 0, np.maximum(inside, LEAST_SHARE), 0)
+    heights = [inside, shares(lane.waiting, edges), shares(lane.compute, edges)]
+    tops = np.rint(np.minimum(np.cumsum(heights, axis=0), 1) * bar).repeat(COLUMN_PX, axis=1)
+    above = np.arange(bar - 1, -1, -1)[:, np.newaxis]
+    pixels = np.zeros((height, tops.shape[1], 4), dtype=np.uint8)
+    # From the top down, so that each state is painted over by those below it.
+    for look, top in zip((COMPUTE, WAITING, IN_COLLECTIVE), tops[::-1], strict=True):
+        _paint(pixels[:bar], above < top, look)
+    under_way = (shares(lane.under_way, edges) > 0).repeat(COLUMN_PX)
+    _paint(pixels[bar : bar + strip], np.tile(under_way, (strip, 1)), UNDER_WAY)
+    return pixels
 
 
-def _fill(axes: Axes, edges: Any, bottom: Any, top: Any, look: Look) -> None:
-    axes.stairs(
-        top,
-        edges,
-        baseline=bottom,
-        fill=True,
-        facecolor=look.color,
-        edgecolor=look.hatch_color,
-        hatch=look.hatch or None,
-        linewidth=0,
-    )
+def _paint(pixels: Any, where: Any, look: Look) -> None:
+    pixels[where] = look.color
+    if look.hatch_color is not None:
+        rows, columns = np.indices(where.shape)
+        is_stripe = (rows + columns) % HATCH_PX < HATCH_PX * HATCH_SHARE
+        pixels[where & is_stripe] = look.hatch_color
+
+
+def _looks_of(lanes: Iterable[Lane]) -> list[Look]:
+    """Return the states there were."""
+    seen: set[str] = set()
+    for lane in lanes:
+        states = (lane.compute, lane.waiting, lane.in_collective, lane.under_way)
+        seen |= {look.name for look, spans in zip(LOOKS, states, strict=True) if spans}
+    return [look for look in LOOKS if look.name in seen]
 
 
 def _draw_frame(axes: Axes, cell: CellTrace, ink: str) -> None:
@@ -250,7 +270,7 @@ def _draw_frame(axes: Axes, cell: CellTrace, ink: str) -> None:
     near = {row + step for row in late for step in (-1, 0, 1)} if every > 1 else late
     shown = sorted(late | ({*range(0, len(ranks), every)} - near))  # names must not touch
     axes.set_yticks(shown, [name_ranks([ranks[row]]) for row in shown])
-    axes.set_ylim(len(ranks) - 0.4, -0.6)
+    axes.set_ylim(len(ranks) - 0.5 + STRIP, -0.5 + STRIP)
     axes.set_xlim(0, cell.ended - cell.began)
     unit, factor = _unit(cell.ended - cell.began)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value * factor:g} {unit}")
@@ -274,8 +294,14 @@ def _draw_legend(axes: Axes, looks: Iterable[Look], ink: str) -> None:
     from matplotlib.patches import Patch
 
     handles = [
-        Patch(facecolor=k.color, edgecolor=k.hatch_color, hatch=k.hatch, linewidth=0, label=k.name)
-        for k in looks
+        Patch(
+            facecolor=_part_of_one(look.color),
+            edgecolor=_part_of_one(look.hatch_color or look.color),
+            hatch="//////" if look.hatch_color else None,
+            linewidth=0,
+            label=look.name,
+        )
+        for look in looks
     ]
     axes.legend(
         handles=handles,
@@ -285,6 +311,12 @@ def _draw_legend(axes: Axes, looks: Iterable[Look], ink: str) -> None:
         frameon=False,
         fontsize=9,
         labelcolor=ink,
-        borderpad=0,
+        borderpad=0.2,
+        borderaxespad=0.2,
         handleheight=1.1,
     )
+
+
+def _part_of_one(color: Color) -> tuple[float, float, float, float]:
+    red, green, blue, opacity = (part / 255 for part in color)
+    return red, green, blue, opacity

@@ -13,9 +13,12 @@ taken to wait from its last call on, as nobody sees it begin to.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import TypeVar
 
@@ -49,39 +52,47 @@ class Collective:
     @property
     def began(self) -> float:
         """When the first rank came."""
-        return min(call.began for call in self.calls.values())
+        return self._arrivals[0][0]
 
     @property
     def inside_s(self) -> float | None:
         """Time from when all had come until it was over, median of the ranks; ``None``: unknown."""
-        times = [self._inside_s(rank) for rank in self.calls]
+        times = [self._inside_s(rank, call) for rank, call in self.calls.items()]
         known = [seconds for seconds in times if seconds is not None]
         return median(known) if known else None
 
-    def _inside_s(self, rank: int) -> float | None:
-        call = self.calls[rank]
+    def _inside_s(self, rank: int, call: TracedCall) -> float | None:
         if call.is_failed or not call.returned:
             return None
-        ended = call.done or call.wait_ended or call.returned
         was_waited_for = call.wait_ended - call.wait_began >= HAD_TO_WAIT_S
         if call.site.is_async and not call.done and not was_waited_for:
             return None  # it was over before, for an unknown time
-        others = (other.began for r, other in self.calls.items() if r != rank)
-        last = max((t for t in others if t <= ended), default=0.0)
-        return ended - max(call.began + call.waited_s, last)
+        ended = call.done or call.wait_ended or call.returned
+        came = self._last_to_come(rank, ended)
+        return ended - max(call.began + call.waited_s, came[0] if came else 0.0)
 
     def waits(self) -> Iterator[Wait]:
         """Say who waited for whom in it."""
         absent = [rank for rank in self.site.ranks if rank not in self.calls]
         for rank, spans in self.spans.items():
-            others = [(call.began, r) for r, call in self.calls.items() if r != rank]
             source = self.calls[rank].site.source
             for start, end in spans:
-                came = max(((t, r) for t, r in others if start < t <= end), default=None)
+                came = self._last_to_come(rank, end)
                 if absent and end == spans[-1][1] and self._is_in_vain(rank):
                     yield Wait(rank, absent[0], start, end, source)
-                elif came is not None:
+                elif came is not None and came[0] > start:
                     yield Wait(rank, came[1], start, came[0], source)
+
+    @cached_property
+    def _arrivals(self) -> list[tuple[float, int]]:
+        return sorted((call.began, rank) for rank, call in self.calls.items())
+
+    def _last_to_come(self, rank: int, until: float) -> tuple[float, int] | None:
+        """Return who was the last of the others to come before *until*, and when."""
+        place = bisect_right(self._arrivals, (until, math.inf)) - 1
+        if place >= 0 and self._arrivals[place][1] == rank:
+            place -= 1
+        return self._arrivals[place] if place >= 0 else None
 
     def _is_in_vain(self, rank: int) -> bool:
         """Whether the rank was let go without having seen the others, or has not been yet."""
@@ -133,47 +144,44 @@ class Straggler:
 
 def collectives(traces: Iterable[RankTrace]) -> list[Collective]:
     """Find which calls of the ranks met, in the order in which they began."""
+    groups: dict[object, int] = {}
     met: dict[object, dict[int, tuple[TracedCall, tuple[Span, ...]]]] = defaultdict(dict)
-    for trace in traces:
+    for trace in sorted(traces, key=lambda trace: trace.rank):
+        of_site: dict[int, int] = {}  # by identity: a large group is long to hash
         for place, (call, spans) in enumerate(_with_spans(trace)):
-            met[_name_of(call, trace.rank, place)][trace.rank] = call, spans
-    found = [_collective(by_rank) for by_rank in met.values()]
-    return sorted(found, key=lambda collective: collective.began)
+            group = of_site.get(id(call.site))
+            if group is None:
+                group = groups.setdefault(_group_of(call.site), len(groups))
+                of_site[id(call.site)] = group
+            # One without a number meets nobody that is known.
+            name = (group, call.seq) if call.seq else (group, trace.rank, place)
+            met[name][trace.rank] = call, spans
+    return sorted(map(_collective, met.values()), key=lambda collective: collective.began)
 
 
-def _name_of(call: TracedCall, rank: int, place: int) -> object:
-    """Return what is equal for calls that meet; of its own for one without a number."""
-    site = call.site
-    if not call.seq:
-        return rank, place
-    return site.kind, site.group, site.ranks, site.incarnation, call.seq
+def _group_of(site: CallSite) -> object:
+    return site.kind, site.group, site.ranks, site.incarnation
 
 
 def _collective(by_rank: Mapping[int, tuple[TracedCall, tuple[Span, ...]]]) -> Collective:
-    first = min(by_rank, key=lambda rank: by_rank[rank][0].began)
-    site = by_rank[first][0].site
+    first, _ = min(by_rank.values(), key=lambda found: found[0].began)
+    site = first.site
     if site.kind == "p2p" and site.ranks[0] in by_rank:
         site = by_rank[site.ranks[0]][0].site
-    return Collective(
-        site=site,
-        seq=by_rank[first][0].seq,
-        calls={rank: by_rank[rank][0] for rank in sorted(by_rank)},
-        spans={rank: by_rank[rank][1] for rank in sorted(by_rank)},
-    )
+    calls = {rank: call for rank, (call, _) in by_rank.items()}
+    return Collective(site, first.seq, calls, {rank: spans for rank, (_, spans) in by_rank.items()})
 
 
 def _with_spans(trace: RankTrace) -> Iterator[tuple[TracedCall, tuple[Span, ...]]]:
     """Add to each call when the rank was stuck in it."""
     following = [call.began for call in trace.calls[1:]] + [trace.now]
     for call, next_began in zip(trace.calls, following, strict=True):
-        held_until = call.began + call.waited_s
-        # A call that was given up in the guard, or is still held there, has no native part.
-        spans = [(call.began, held_until), (held_until, call.returned or trace.now)]
+        spans = [(call.began, call.returned or trace.now)]
         if call.wait_began:
             spans.append((call.wait_began, call.wait_ended or trace.now))
         elif call.done and call.done <= next_began:
             spans.append((call.returned, call.done))
-        yield call, tuple(joined(span for span in spans if span[1] > span[0]))
+        yield call, tuple(spans)
 
 
 def stragglers(waits: Iterable[Wait]) -> list[Straggler]:

@@ -21,6 +21,7 @@ from nbdist.wire import (
     CellReply,
     CellRequest,
     Output,
+    Progress,
     Text,
     output_to_json,
 )
@@ -273,6 +274,30 @@ def test_events_come_in_order_and_end_with_done() -> None:
     kinds = [event.kind for event in events if event]
     assert kinds == ["output", "input", "output", "ended", "done"]
     assert events[-1] is None
+
+
+def test_what_came_with_the_reply_is_told_after_the_batches_that_went_before_it() -> None:
+    run = sent_to(0)
+    run.hear(reply(0, num_batches=1, outputs=(Text("stdout", "b"),)))
+    assert run.next_event(0) is None
+
+    run.hear(batch(0, "a"))
+    events = [run.next_event(0) for _ in range(4)]
+
+    texts = [output.text for event in events if event for output in event.outputs]
+    assert texts == ["a", "b"]
+    assert [event.kind for event in events if event] == ["output", "output", "ended", "done"]
+
+
+def test_of_a_bar_only_the_last_record_is_kept() -> None:
+    run = sent_to(0)
+    for done in range(1000):
+        content = {"outputs": [output_to_json(Progress(1, "epoch", done, 1000))]}
+        run.hear(message(0, OUTPUT_BATCH, content))
+
+    [output] = run.outputs
+
+    assert [record.done for record in output.outputs] == [999]
 
 
 def test_a_run_can_be_awaited() -> None:
