@@ -15,7 +15,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,7 +36,6 @@ from nbdist.view.ansi import strip_ansi
 
 START_TIMEOUT_S = 60
 STOPPED_S = 8.0  # a stopped cell may take so long to end before its kernel is killed
-RANKS_END_S = 5.0  # ranks end by themselves when their kernel does
 
 
 def run_notebook(path: Path, out: Path | None = None) -> int:
@@ -283,11 +281,7 @@ class NotebookRun:
 
 
 def end_sessions_of(kernel_pid: int) -> None:
-    """Wait until the sessions of a kernel that has ended are gone; end those that stay."""
-    deadline = time.monotonic() + RANKS_END_S
+    """End the sessions that a kernel has left: nobody is going to attach to them."""
     for folder in sessions(runtime_root()):
         if folder.description().get("kernel", {}).get("pid") == kernel_pid:
-            while folder.path.exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if folder.path.exists():
-                end_session(folder)
+            end_session(folder)

@@ -410,14 +410,25 @@ class Agent:
 
     def _collect_exits(self) -> None:
         if self._store is not None and (code := exit_code(self._store.pid)) is not None:
-            logger.warning("the store keeper %s; another takes its place", exit_words(code))
-            self._store.channel.close()
-            self._store = start_store_keeper(self.folder, self._forget_agent)
-            # Groups that run need none; the ranks meet at the new one before the next cell.
-            self._push({"event": "store", "address": self._store.address})
+            self._replace_store(exit_words(code))
         for rank, process in list(self.ranks.items()):
             if (code := exit_code(process.identity.pid)) is not None:
                 self._bury(rank, code)
+
+    def _replace_store(self, how: str) -> None:
+        """Start another store: groups that run need none, and the ranks move before the next cell.
+
+        Not during the start, when they wait in the one that has ended.
+        """
+        logger.warning("the store keeper %s", how)
+        assert self._store is not None
+        self._store.channel.close()
+        if self._is_starting:
+            self._store = None
+            self._push({"event": "failed", "error": f"the store keeper {how}"})
+            return
+        self._store = start_store_keeper(self.folder, self._forget_agent)
+        self._push({"event": "store", "address": self._store.address})
 
     def _bury(self, rank: int, code: int) -> None:
         process = self.ranks.pop(rank)

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nbdist.errors import TransferError
 from nbdist.rank.by_value import CellHasher
 from nbdist.rank.definitions import Namespace, Uncopyable
-from nbdist.rank.parcels import Transfer, random_states, read, why_not, write
+from nbdist.rank.parcels import RANDOM_STATES, Transfer, random_states, read, why_not, write
 from nbdist.rank.placed import Place, ddp_state, set_ddp_state
 from nbdist.runtime import all_gather_objects, broadcast_object_list
 
@@ -85,7 +85,10 @@ class Plan:
             failed: (name, reason) of what `write` or `read` had to leave out after all.
         """
         done = [name for name in self.copied if name not in failed]
-        data = ", ".join(name for name in done if name not in self.defined)
+        names = [name for name in done if name not in self.defined]
+        if set(RANDOM_STATES) <= set(names):
+            names = [name for name in names if name not in RANDOM_STATES] + ["all random states"]
+        data = ", ".join(names)
         num_defined = sum(name in self.defined for name in done)
         things = "import, function or class" if num_defined == 1 else _MANY_DEFINED
         definitions = f"{num_defined} {things}" if num_defined else ""

@@ -246,7 +246,7 @@ def _chosen(known: list[_Cell], cells: Sequence[str] | Literal["last"] | None) -
         return known
     if cells != "last":
         return [cell for cell in known if cell.label in cells]
-    last = max((index for index, cell in enumerate(known) if cell.num_calls), default=len(known))
+    last = max((index for index, cell in enumerate(known) if cell.num_calls), default=0)
     return known[last:]
 
 

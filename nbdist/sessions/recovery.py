@@ -146,6 +146,8 @@ class Recovery:
             while not settling.is_over and settling.problem is None:
                 if set(settling.ranks) & set(self._processes.exits):
                     break
+                if self._processes.is_controller_lost or self._processes.is_agent_lost:
+                    raise SessionError("The session has ended while its ranks were to agree.")
                 if time.monotonic() > deadline:
                     raise SessionError(self._missing_text(settling, timeout_s))
                 self._changed.wait(0.1)
@@ -212,7 +214,8 @@ class Recovery:
                         "The fresh rank ended before it had joined the others.\n"
                         + describe_exit(processes.exits[rank])
                     )
-                if processes.is_agent_lost or time.monotonic() > deadline:
+                is_lost = processes.is_agent_lost or processes.is_controller_lost
+                if is_lost or time.monotonic() > deadline:
                     raise SessionError(
                         f"{name_ranks(ranks)} did not come up within {SETTLE_TIMEOUT_S:.0f} s.\n"
                         "`%dist logs` shows what it wrote; `%dist restart` starts anew."

@@ -374,7 +374,7 @@ class Run:
             return
         summary = view.summary(outputs)
         if self.timed_out_s is not None:
-            raise CellStopped(f"stopped after --timeout {self.timed_out_s:g} s: {summary}")
+            raise CellStopped(f"{summary}, after --timeout {self.timed_out_s:g} s")
         if all(output.status == "stopped" for output in failed):
             raise CellStopped(summary)
         raise CellFailed(summary)

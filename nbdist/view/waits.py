@@ -175,7 +175,7 @@ def _collective(by_rank: Mapping[int, tuple[TracedCall, tuple[Span, ...]]]) -> C
 def _with_spans(trace: RankTrace) -> Iterator[tuple[TracedCall, tuple[Span, ...]]]:
     """Add to each call when the rank was stuck in it."""
     following = [call.began for call in trace.calls[1:]] + [trace.now]
-    for call, next_began in zip(trace.calls, following, strict=True):
+    for call, next_began in zip(trace.calls, following, strict=False):
         spans = [(call.began, call.returned or trace.now)]
         if call.wait_began:
             spans.append((call.wait_began, call.wait_ended or trace.now))

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from nbdist.errors import LaunchError, SessionError
+from nbdist.folder import SessionFolder
 from nbdist.sessions import current
 from tests.processes import describe, processes_marked, wait_for_end
 from tests.sessions.driving import ranks, values
@@ -38,12 +39,22 @@ def nothing_is_left(
     """Every process that a test starts must be gone soon after it, every file as well."""
     mark = f"{os.getpid()}-{abs(hash(request.node.nodeid))}"
     monkeypatch.setenv(MARK, mark)
-    shared = set(Path("/dev/shm").glob("nbdist-*"))
+    seen: set[str] = set()  # other sessions of this user come and go meanwhile
+    create = SessionFolder.create
+    monkeypatch.setattr(SessionFolder, "create", lambda root: noted(create(root), seen))
     yield
     left = [p for p in processes_marked(MARK, mark) if p.pid != os.getpid()]
     assert [describe(process) for process in wait_for_end(left, 10)] == []
+    seen |= {path.name for path in run_folder.iterdir()}
     wait_until(lambda: not list(run_folder.iterdir()), "the session folders to be gone")
-    assert set(Path("/dev/shm").glob("nbdist-*")) <= shared
+    assert [
+        str(p) for p in Path("/dev/shm").glob("nbdist-*") if p.name.split("-")[-1] in seen
+    ] == []
+
+
+def noted(folder: SessionFolder, seen: set[str]) -> SessionFolder:
+    seen.add(folder.session_id)
+    return folder
 
 
 def start_elsewhere(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:

@@ -219,7 +219,7 @@ def test_a_cell_that_takes_too_long_is_stopped(notebook: Notebook) -> None:
     cell = notebook.run("%%dist --timeout 0.5\nwhile True: pass")
 
     assert cell.status == "error"
-    assert cell.error.startswith("CellStopped: stopped after --timeout 0.5 s")
+    assert cell.error.startswith("CellStopped: stopped on ranks 0, 1, after --timeout 0.5 s")
     assert notebook.run("%%dist\nrank * 0").display == "[ranks 0, 1] 0"
 
 

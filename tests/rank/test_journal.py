@@ -181,10 +181,10 @@ def test_a_line_that_was_cut_off_spoils_no_other(folder: SessionFolder) -> None:
     journal.begin(request(1))
     [path] = folder.journals(0).iterdir()
     with path.open("a") as file:
-        file.write('{"outputs": [{"type": "te\n')
+        file.write('{"outputs": [{"type": "text\n')
     journal.add([output_to_json(HELLO)])
     with path.open("a") as file:
-        file.write('{"outputs": [{"type": "te')  # no line break: the process was killed here
+        file.write('{"outputs": [{"type": "text')  # no line break: the process was killed here
 
     [cell] = Journals(folder).last()
 
@@ -192,11 +192,11 @@ def test_a_line_that_was_cut_off_spoils_no_other(folder: SessionFolder) -> None:
 
 
 def test_text_that_utf8_cannot_hold_is_readable(folder: SessionFolder) -> None:
-    keep(journal_of(folder), 1, "caf\xe9 \udcff")
+    keep(journal_of(folder), 1, "\xe9t\xe9 \udcff")
 
     [cell] = Journals(folder).last()
 
-    assert cell.outputs == [Text("stdout", "caf\xe9 ?")]
+    assert cell.outputs == [Text("stdout", "\xe9t\xe9 ?")]
 
 
 def test_a_tail_gives_each_entry_once_across_files(folder: SessionFolder) -> None:

@@ -284,8 +284,8 @@ def test_what_came_with_the_reply_is_told_after_the_batches_that_went_before_it(
     run.hear(batch(0, "a"))
     events = [run.next_event(0) for _ in range(4)]
 
-    texts = [output.text for event in events if event for output in event.outputs]
-    assert texts == ["a", "b"]
+    outputs = [output for event in events if event for output in event.outputs]
+    assert outputs == [Text("stdout", "a"), Text("stdout", "b")]
     assert [event.kind for event in events if event] == ["output", "output", "ended", "done"]
 
 
@@ -297,7 +297,7 @@ def test_of_a_bar_only_the_last_record_is_kept() -> None:
 
     [output] = run.outputs
 
-    assert [record.done for record in output.outputs] == [999]
+    assert output.outputs == (Progress(1, "epoch", 999, 1000),)
 
 
 def test_a_run_can_be_awaited() -> None:
