@@ -246,6 +246,18 @@ class Recovery:
         """End whatever native call the main thread waits in; any thread may call."""
         self.lifeline.abort(reason, generation=self.lifeline.generation)
 
+    def _has_received_from_any(self) -> bool:
+        """Whether a `recv` without a source may still be open: it would take the next message.
+
+        Such calls are not counted, as nobody knows which message they meet.
+        """
+        slots = [slot for slot in self.guard.table.slots() if not slot.is_free]
+        return any(
+            slot.takes_from_any(slot.key.ranks.index(self._rank))
+            for slot in slots
+            if slot.key.kind == "group" and self._rank in slot.key.ranks
+        )
+
     def settle(
         self,
         generation: int,
@@ -271,6 +283,7 @@ class Recovery:
         is_broken |= self._move_to(store_address)
         # Unguarded, nobody has counted which native calls are still under way.
         is_broken |= self._is_half_built or self.guard.mode == "off"
+        is_broken |= self._has_received_from_any()
         outcome = self.guard.resync(self._meeting_store, meeting, is_broken=is_broken)
         rebuilt: tuple[str, ...] = ()
         if outcome.needs_rebuild:

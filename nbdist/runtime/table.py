@@ -360,8 +360,8 @@ class Table:
     def _write_cancel(self, reason: str, culprit: int, of: int | None, kind: Kind) -> None:
         index = self.world_size if of is None else of
         offset = _CANCELS + index * _CANCEL_BYTES
-        stamp, _, old_kind, _ = _CANCEL.unpack_from(self._bytes, offset)
-        if stamp <= self.cut or (kind == "died" and _KINDS[old_kind] != "died"):
+        stamp, *_ = _CANCEL.unpack_from(self._bytes, offset)
+        if stamp <= self.cut or kind == "died":  # each death is told once: of another process
             text = _cut_text(reason, REASON_BYTES)
             start = offset + _CANCEL.size
             self._bytes[start : start + len(text)] = text

@@ -218,8 +218,10 @@ class CellTrace:
         notes = [*hidden[: num_hidden > 0], *self.notes, *hints]
         count = sum(1 for _ in self.collectives)
         heading = f"{self.label} · {name_ranks(self.cells)} · {count:,} call{'s' * (count != 1)}"
-        html = [f"<b>{heading}</b> · {escape(self.verdict, quote=False)}"]
-        if image is not None:
+        html = [f"<b>{heading}</b>"]
+        if image is None:
+            html.append(f" · {escape(self.verdict, quote=False)}")
+        else:  # the sentence is its title
             html.append(image_html(image, self.verdict))
         html += [_table_html(rows, self.stragglers), *map(small, notes)]
         text = [heading, self.verdict, *_table_text(rows), *notes]
@@ -349,7 +351,7 @@ def _waited(found: Sequence[Straggler]) -> str:
         return f"{parts[0]} ({name_ranks(found[0].waiting)})"
     more = len(parts) - MAX_NAMED_STRAGGLERS
     shown = ", ".join(parts[:MAX_NAMED_STRAGGLERS])
-    return (shown + f", {more} more" * (more > 0)) or DASH
+    return (shown + f", {more} more rank{'s' * (more > 1)}" * (more > 0)) or DASH
 
 
 def _per_second(bandwidth: float | None) -> str:

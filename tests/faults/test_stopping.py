@@ -116,11 +116,14 @@ def test_a_recv_that_nobody_answers(shop: Workshop) -> None:
     shop.stops(run)
 
 
-def test_a_recv_from_anybody(shop: Workshop) -> None:
-    run = shop.run("dist.recv(ones(2))", 0)
-    shop.wait_until_within(run, [0])
+def test_a_recv_from_anybody_takes_no_later_message(shop: Workshop) -> None:
+    for _ in range(4):
+        run = shop.run("dist.recv(ones(2))", 0)
+        shop.wait_until_within(run, [0])
 
-    shop.stops(run)
+        shop.stops(run)
+        shop.works()
+        shop.works()
 
 
 # Each rank in something else ---------------------------------------------------------------------

@@ -58,8 +58,9 @@ def kinds(world: World) -> None:
     """Make one call of each kind, rank 1 late; in the mode that is set."""
     world.join()
     x, other = torch.ones(1000), 1 - world.rank
+    whole: Any = dist.group.WORLD
     for mode in ("on", "trace"):
-        world.guard.set_mode(mode)  # type: ignore[arg-type]
+        world.guard.set_mode(mode)
         told(world)
         late(world, 1)
         dist.all_reduce(x)
@@ -75,7 +76,7 @@ def kinds(world: World) -> None:
         work.wait()
         world.say(**{f"{mode} imessage": told(world)})
         late(world, 1)
-        functional.all_reduce(x, "sum", dist.group.WORLD).sum()
+        functional.all_reduce(x, "sum", whole).sum()
         world.say(**{f"{mode} functional": told(world)})
 
 
@@ -145,7 +146,7 @@ def dropped(world: World) -> None:
     dist.all_reduce(tensors[1])
     dist.all_reduce(tensors[2], async_op=True)
     world.guard.trace.end_cell()
-    work.wait()  # type: ignore[union-attr]
+    work.wait()
     del work
     tensors.clear()
     world.meet()

@@ -373,6 +373,7 @@ def test_the_picture_is_in_the_html_at_half_its_size_and_says_what_it_shows() ->
 
     assert 'src="data:image/png;base64,iVBORw0KGgo' in html
     assert 'width="864"' in html
+    assert html.count(late(2).verdict) == 1  # the picture has it as its title
     assert f'alt="{late(2).verdict}"' in html
 
 

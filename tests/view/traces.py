@@ -46,10 +46,9 @@ def unheld(at: CallSite, seq: int, began: float, ended: float) -> TracedCall:
 
 def issued(at: CallSite, seq: int, began: float, **times: float) -> TracedCall:
     """Return an asynchronous call: ``wait_began``, ``wait_ended`` and ``done`` come later."""
-    moved = {name: START + time for name, time in times.items()}
-    return TracedCall(
-        replace(at, is_async=True), "c", seq, START + began, 0.0, START + began, **moved
-    )
+    call = TracedCall(replace(at, is_async=True), "c", seq, START + began, 0.0, START + began)
+    moved: dict[str, Any] = {name: START + time for name, time in times.items()}
+    return call._replace(**moved)
 
 
 def given_up(at: CallSite, seq: int, began: float, ended: float) -> TracedCall:
