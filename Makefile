@@ -107,10 +107,10 @@ test-browser: $(STAMP) browser ## the notebook in a real JupyterLab, in headless
 	$(PYTEST) -m browser tests/browser
 
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || { \
 		echo 'installing Chromium for the tests in a browser'; \
-		apt-get install --yes --quiet $(BROWSER) >/dev/null 2>&1 || \
-		{ apt-get update --quiet && apt-get install --yes --quiet $(BROWSER); } >/dev/null 2>&1 || \
+		timeout 300 apt-get install --yes --quiet $(BROWSER) >/dev/null 2>&1 || \
+		{ timeout 120 apt-get update --quiet && timeout 300 apt-get install --yes --quiet $(BROWSER); } >/dev/null 2>&1 || \
 		echo 'Chromium is missing and apt cannot install it: nothing is tried in a browser' >&2; }
 
 bench: $(STAMP) $(PEERS_STAMP) ## nbdist beside its peers; BENCH='--quick --ranks 2' for options
