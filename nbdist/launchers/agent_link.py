@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +18,10 @@ from typing import Any
 
 from nbdist.errors import LaunchError
 from nbdist.folder import SessionFolder
+
+logger = logging.getLogger(__name__)
+
+SEND_TIMEOUT_S = 10  # an agent that is stopped must not stop who talks to it
 
 Event = Mapping[str, Any]
 
@@ -33,6 +39,8 @@ class AgentLink:
         self._folder = folder
         self._on_event = on_event
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        limit = struct.pack("ll", SEND_TIMEOUT_S, 0)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._is_closed = False
         self._pid = os.getpid()
 
@@ -61,14 +69,22 @@ class AgentLink:
         threading.Thread(target=self._read, name="nbdist-agent", daemon=True).start()
 
     def _read(self) -> None:
-        with self._socket.makefile("rb") as lines:
-            try:
-                for line in lines:
-                    self._on_event(json.loads(line))
-            except (OSError, ValueError):
-                pass
+        with self._socket.makefile("rb") as lines, contextlib.suppress(OSError):
+            for line in lines:
+                self._take(line)
         if not self._is_closed:
             self._on_event({"event": "lost"})
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            logger.warning("the agent said %r", line)
+            return
+        try:
+            self._on_event(event)
+        except Exception:  # the edge of a thread: the next event is as important
+            logger.exception("taking %r has failed", event.get("event"))
 
     def send(self, command: str, **arguments: Any) -> None:
         """Tell the agent to do something; it answers with events.

@@ -49,6 +49,7 @@ class Processes:
         pids: Process id of each rank.
         exits: How ranks ended, by rank: the agent's event.
         joined: Ranks that have joined the process group.
+        not_spawned: Why a fresh process could not be made for a rank.
         limits: What the ranks' torch does not allow.
         store_address: Of the store that took the place of one that ended; ``None`` while the first
             one lives.
@@ -70,6 +71,7 @@ class Processes:
     pids: dict[int, int] = field(default_factory=dict)
     exits: dict[int, Event] = field(default_factory=dict)
     joined: set[int] = field(default_factory=set)
+    not_spawned: dict[int, str] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     store_address: tuple[str, int] | None = None
     failure: str | None = None
@@ -98,6 +100,9 @@ class Processes:
             elif kind == "spawned":
                 self.pids[event["rank"]] = event["pid"]
                 self.exits.pop(event["rank"], None)
+                self.not_spawned.pop(event["rank"], None)
+            elif kind == "not spawned":
+                self.not_spawned[event["rank"]] = event["error"]
             elif kind == "joined":
                 self.joined.add(event["rank"])
                 self.limits = tuple(event["limits"])
@@ -128,13 +133,14 @@ class Processes:
         Empty where it does not answer within *timeout_s*.
         """
         number = next(self._numbers)
+        try:
+            self.link.send("state", number=number)
+        except OSError:
+            return {}
         with self.changed:
-            try:
-                self.link.send("state", number=number)
-            except OSError:
-                return {}
             self.changed.wait_for(lambda: self._state.get("number", -1) >= number, timeout_s)
-            return self._state if self._state.get("number") == number else {}
+            # A later answer, to another who asked meanwhile, is as good.
+            return self._state if self._state.get("number", -1) >= number else {}
 
     def attach(self) -> None:
         """Take the session: from now on the ranks wait for another kernel when this one is killed.

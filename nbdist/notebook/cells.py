@@ -8,7 +8,7 @@ from typing import Any
 
 from IPython.display import publish_display_data
 
-from nbdist.errors import SessionError
+from nbdist.errors import NbdistError
 from nbdist.notebook.frontend import live_mode
 from nbdist.notebook.live import REFRESH_S, LiveView, State, make_view
 from nbdist.notebook.stopping import StopButton
@@ -59,16 +59,19 @@ def follow(
     finally:
         live.close(is_replaced=bool(bundle))
     _publish(run, bundle)
-    _recover_if_wanted(session)
+    _recover_if_wanted(session, button)
     run.raise_failure()
 
 
-def _recover_if_wanted(session: Session) -> None:
+def _recover_if_wanted(session: Session, button: StopButton) -> None:
     report: object
     try:
-        report = session.recover_if_wanted()
-    except SessionError as exc:
+        with button.raising():
+            report = session.recover_if_wanted()
+    except NbdistError as exc:
         report = f"recover=auto did not succeed: {exc}"
+    except KeyboardInterrupt:
+        report = "recover=auto was stopped; `%dist recover` goes on with it"
     if report is not None:
         print(report)  # noqa: T201 - what the user has asked for with recover=auto
 

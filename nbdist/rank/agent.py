@@ -20,6 +20,7 @@ imports and waits, nothing else. Started by module name (``python -m nbdist.rank
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -128,12 +129,20 @@ class Agent:
 
     def _serve_until(self, is_over: Callable[[], bool]) -> None:
         while not is_over() and not self.is_ending:
-            for key, _ in self._selector.select(timeout=POLL_S):
-                key.data(key.fileobj)
-            self._collect_exits()
-            self._look_at_pipes()
+            ready = self._selector.select(timeout=POLL_S)
+            for key, _ in ready:
+                self._do(key.data, key.fileobj)
+            self._do(self._collect_exits)
+            self._do(self._look_at_pipes)
             self._look_at_kernel()
             self._look_at_controller()
+
+    def _do(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Take a step of the loop; what goes wrong in it must not cost the ranks their lives."""
+        try:
+            step(*arguments)
+        except Exception:
+            logger.exception("the agent goes on after an error")
 
     def _listen(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -271,7 +280,8 @@ class Agent:
             self.spawn(message["rank"], message["generation"], message["meeting"])
         except (OSError, RuntimeError) as exc:
             logger.exception("rank %s cannot be started again", message["rank"])
-            self._push({"event": "failed", "error": f"{type(exc).__name__}: {exc}"})
+            error = f"{type(exc).__name__}: {exc}"
+            self._push({"event": "not spawned", "rank": message["rank"], "error": error})
 
     def _kill(self, rank: int) -> None:
         if (process := self.ranks.get(rank)) and process.identity.is_alive:
@@ -352,8 +362,8 @@ class Agent:
         try:
             os.setpgid(0, 0)
             os.dup2(output_end, 1)
+            # `output_end` stays open: a cell may replace fd 1 and 2, and the pipe must not end.
             os.dup2(output_end, 2)
-            os.close(output_end)
             channel.close()
             self._forget_agent()
             gc.enable()
@@ -436,7 +446,8 @@ class Agent:
             reason = f"rank {rank} died: it {exit_words(code)}"
             self._table.cancel(reason, rank, of=rank, kind="died")
         for pid in processes.group_members(process.identity.pid, self.spec.session_id):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it went by itself
+                os.kill(pid, signal.SIGKILL)
         self._drain(rank, process)
         if process.channel.fileno() in self._selector.get_map():
             self._selector.unregister(process.channel)
@@ -459,12 +470,14 @@ class Agent:
                 self._drain(rank, process)
 
     def _drain(self, rank: int, process: RankProcess) -> None:
+        from nbdist.rank.logs import RankLog
         from nbdist.rank.secrets import Secrets
 
         secrets = Secrets.of(self.spec.config)
-        with self.folder.rank_log(rank).open("ab") as log:
-            while data := process.read_output():
-                log.write(secrets.hide_bytes(data))
+        log = RankLog(self.folder.rank_log(rank), self.spec.config["log_bytes"], secrets)
+        while data := process.read_output():  # also where the disk is full: its writers must go on
+            log.write(data)
+        log.close()
 
     # The end ----------------------------------------------------------------------------------
 

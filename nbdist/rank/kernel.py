@@ -126,7 +126,10 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             move = self._move_values(parent["content"], parent["buffers"])
             content, buffers = await self.interrupts.guard(move)
         except BaseException as exc:  # noqa: BLE001 - the user's expression may raise anything
-            failure = self.recovery.conclude(exc, was_told_to_stop=False).failure or exc
+            failure: BaseException = exc
+            if self.recovery.guard.take_counts():  # without a collective it is nobody else's affair
+                told = self.interrupts.was_interrupted
+                failure = self.recovery.conclude(exc, was_told_to_stop=told).failure or exc
             content = {"status": "error", "error": f"{type(failure).__name__}: {failure}"}
         finally:
             self.interrupts.leave()
@@ -197,6 +200,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         buffers: list[bytes] | None = None,
     ) -> None:
         arguments: dict[str, Any] = {"parent": parent, "ident": ident, "buffers": buffers or []}
+        if self.secrets:
+            content = self.secrets.hide(content)
         try:
             self.session.send(stream, msg_type, content, **arguments)
         except UnicodeEncodeError:  # rare, so that not every reply pays for the search
@@ -261,7 +266,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def publish_batch(self, cell_id: str, outputs: list[wire.Output]) -> None:
         """Send one batch of the cell's output on iopub."""
         content = {"outputs": [wire.output_to_json(output) for output in outputs]}
-        if self.secrets:
+        if self.secrets:  # here as well: it goes into the journal
             content = self.secrets.hide(content)
         self.publish(wire.OUTPUT_BATCH, cell_id, content)
         self.journal.add(content["outputs"])
@@ -276,6 +281,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         parent = self.parents.get(cell_id)
         if parent is None:
             return
+        if self.secrets:
+            content = self.secrets.hide(content)
         try:
             self.session.send(self.iopub_socket, msg_type, content, parent=parent)
         except UnicodeEncodeError:

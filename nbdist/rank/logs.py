@@ -27,6 +27,10 @@ class RankLog:
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size_bytes = os.fstat(self._fd).st_size
 
+    def close(self) -> None:
+        """Close the file; to be called once."""
+        os.close(self._fd)
+
     def write(self, data: bytes) -> None:
         """Append *data*; a full disk loses the data, not the cell."""
         if self._secrets:

@@ -178,7 +178,10 @@ class Recorder:
         """Take what C++ and child processes have written to fd 1 and 2 so far."""
         with self._lock:
             while self._poll.poll(0):
-                data = os.read(self._pipe, 65536)
+                try:
+                    data = os.read(self._pipe, 65536)
+                except BlockingIOError:  # the agent has read it meanwhile
+                    return
                 self._log.write(data)
                 if self._cell_id is not None:
                     self._keep(("stdout", self._decoder.decode(data)), len(data))

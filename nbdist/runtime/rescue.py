@@ -68,6 +68,8 @@ class Rescue:
         for cancellation in self._guard.cancellations():
             # Once for each: the groups may be new ones before the ranks have agreed to go on.
             if cancellation.stamp > self._handled and self._needs_abort(cancellation):
+                if self._lifeline.generation != generation:
+                    return  # they are being made anew: look again at the new ones
                 self._handled = cancellation.stamp
                 self._lifeline.abort(cancellation.reason, generation=generation)
                 break

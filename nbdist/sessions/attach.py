@@ -65,7 +65,11 @@ def attach(session_id: str | None = None) -> Session:
         processes.attach()
         client = transport.connect(connection_file(folder, "client"))
         living = set(range(processes.plan.nproc)) - set(processes.exits)
-        client.wait_for_ranks(living, lambda: _trouble(processes))
+        try:
+            client.wait_for_ranks(living, lambda: _trouble(processes))
+        except BaseException:
+            client.close(linger=0)
+            raise
         session = Session(config, processes, client)
     except BaseException as exc:
         processes.link.close()  # it waits for another kernel again
@@ -231,6 +235,16 @@ class Feeder:
         ]
 
     def _feed(self) -> None:
+        try:
+            self._feed_until_over()
+        except Exception as exc:  # noqa: BLE001 - the edge of a thread: the runs are told
+            text = f"what the ranks kept of it cannot be read: {type(exc).__name__}: {exc}"
+            for run in self._session.restored:
+                run.abandon(CellError("NotKept", text))
+        finally:
+            self._close()
+
+    def _feed_until_over(self) -> None:
         check_at = time.monotonic() + CHECK_S
         while self._open_runs and self._session.is_alive:
             time.sleep(LOOK_S)  # a file that grows wakes nobody
@@ -239,7 +253,6 @@ class Feeder:
             if time.monotonic() > check_at:
                 self._check()
                 check_at = time.monotonic() + CHECK_S
-        self._close()
 
     def _close(self) -> None:
         for place in self._places.values():

@@ -6,6 +6,7 @@ a rank is dead ──▶ replace: the hub forgets it ──▶ the agent forks �
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbdist import wire
-from nbdist.errors import SessionError
+from nbdist.errors import LaunchError, SessionError
 from nbdist.launchers.start import Processes, describe_exit
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.view import name_ranks
@@ -108,7 +109,10 @@ class Recovery:
     def open_meeting(self) -> str | None:
         """Name of the agreement that is under way, to interrupt it; ``None`` where none is."""
         current = self._current
-        return None if current is None or current.is_over else current.meeting
+        if current is None or current.is_over:
+            return None
+        silent = set(current.ranks) - set(current.replies)
+        return current.meeting if silent - set(self._processes.exits) else None
 
     def settle(self, ranks: tuple[int, ...], *, must_rebuild: bool = False) -> Settling:
         """Tell *ranks* to agree, before whatever they are told next; returns at once."""
@@ -144,8 +148,10 @@ class Recovery:
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not settling.is_over and settling.problem is None:
-                if set(settling.ranks) & set(self._processes.exits):
-                    break
+                silent = set(settling.ranks) - set(settling.replies)
+                if dead := sorted(silent & set(self._processes.exits)):
+                    self._is_due = True
+                    raise SessionError(_died_meanwhile(dead))
                 if self._processes.is_controller_lost or self._processes.is_agent_lost:
                     raise SessionError("The session has ended while its ranks were to agree.")
                 if time.monotonic() > deadline:
@@ -188,20 +194,56 @@ class Recovery:
         Raises:
             SessionError: A fresh rank did not come up; the living ones keep their variables.
         """
-        for rank in dead:
-            self._client.release(rank)
+        try:
+            for rank in dead:
+                self._client.release(rank)
+        except LaunchError as exc:
+            raise SessionError(f"{exc}\n`%dist recover` tries again.") from exc
+        self._processes.not_spawned.clear()
         settling = self.settle(living, must_rebuild=True)
+        try:
+            self._spawn(dead, settling)
+        except BaseException:
+            self._call_off(settling, dead)
+            raise
+        return settling
+
+    def _spawn(self, dead: tuple[int, ...], settling: Settling) -> None:
+        """Have fresh ranks made, and wait until they and the others are one again."""
         self._processes.joined -= set(dead)
         for rank in dead:
             self._processes.link.send(
                 "spawn", rank=rank, generation=settling.generation, meeting=settling.meeting
             )
-        self._wait_for_fresh(dead)
-        self._client.wait_for_ranks(dead, self._processes.start_failure)
+        self._wait_for_fresh(dead, settling)
+        try:
+            self._client.wait_for_ranks(dead, lambda: self._lost_again(dead))
+        except LaunchError as exc:
+            self._is_due = True
+            raise SessionError(
+                f"{exc}\n`%dist recover` tries again; the other ranks keep their variables."
+            ) from exc
         self.wait(settling)
-        return settling
 
-    def _wait_for_fresh(self, ranks: tuple[int, ...]) -> None:
+    def _call_off(self, settling: Settling, fresh: tuple[int, ...]) -> None:
+        """Let nobody wait for an agreement that cannot be reached any more."""
+        self._is_due = True
+        exits = set(self._processes.exits)
+        with contextlib.suppress(OSError):  # the agent is gone, and all ranks with it
+            self._processes.kill(set(fresh) - exits)  # half joined: the next time makes another
+        for rank in set(settling.ranks) - set(settling.replies) - exits:
+            with contextlib.suppress(KeyError):  # it has died meanwhile
+                self._client.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": [settling.meeting]})
+
+    def _lost_again(self, ranks: Sequence[int]) -> str | None:
+        """Say which of the fresh *ranks* has ended, or that all is lost."""
+        processes = self._processes
+        if processes.is_agent_lost or processes.is_controller_lost:
+            return "The session has ended meanwhile."
+        ended = [rank for rank in ranks if rank in processes.exits]
+        return describe_exit(processes.exits[ended[0]]) if ended else None
+
+    def _wait_for_fresh(self, ranks: tuple[int, ...], settling: Settling) -> None:
         processes = self._processes
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         has_begun = set(ranks) - set(processes.exits)
@@ -214,6 +256,15 @@ class Recovery:
                         "The fresh rank ended before it had joined the others.\n"
                         + describe_exit(processes.exits[rank])
                     )
+                if lost := sorted(set(settling.ranks) & set(processes.exits)):
+                    raise SessionError(_died_meanwhile(lost))
+                if refused := sorted(set(ranks) & set(processes.not_spawned)):
+                    self._is_due = True
+                    raise SessionError(
+                        f"No process could be made for {name_ranks(refused)}: "
+                        f"{processes.not_spawned[refused[0]]}\n"
+                        "`%dist recover` tries again; the other ranks keep their variables."
+                    )
                 is_lost = processes.is_agent_lost or processes.is_controller_lost
                 if is_lost or time.monotonic() > deadline:
                     raise SessionError(
@@ -221,3 +272,10 @@ class Recovery:
                         "`%dist logs` shows what it wrote; `%dist restart` starts anew."
                     )
                 processes.changed.wait(0.2)
+
+
+def _died_meanwhile(ranks: Sequence[int]) -> str:
+    return (
+        f"{name_ranks(ranks)} died while the ranks were to agree to go on.\n"
+        "`%dist recover` puts a fresh one in its place."
+    )

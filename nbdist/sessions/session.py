@@ -73,6 +73,7 @@ class Session:
         self._recovery = Recovery(processes, client, first_number)
         if self._turn:
             self._recovery.note_failure()  # whether the last cell has failed, nobody here knows
+        self._incomplete: set[int] = set()  # fresh ranks that nothing was copied to yet
         self.restored: tuple[Run, ...] = ()  # cells that ran when another kernel lost the session
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -137,7 +138,7 @@ class Session:
     @property
     def busy_ranks(self) -> tuple[int, ...]:
         """Living ranks that have not answered an earlier cell, given up on or not."""
-        busy = {rank for waiting in list(self._unanswered.values()) for rank in waiting}
+        busy = {rank for waiting in list(self._unanswered.values()) for rank in tuple(waiting)}
         return tuple(rank for rank in self.living_ranks if rank in busy)
 
     @property
@@ -181,7 +182,7 @@ class Session:
             SessionError: The session has stopped, or one of the ranks is dead.
         """
         self._check_alive()
-        self.recover_if_wanted()
+        report = self.recover_if_wanted()
         targets = self._targets(ranks)
         serial = next(self._numbers)
         request = CellRequest(
@@ -194,12 +195,14 @@ class Session:
             max_value_bytes=max_value_bytes,
         )
         run = Run(request, self._unpack, self.interrupt, self.world_size)
-        self._runs[request.cell_id] = run
+        if report is not None:
+            run.notes.append(str(report))
         self._settle_first()
+        self._runs[request.cell_id] = run
         self._send_cell(run, wire.to_json(request))
         self._monitor.add(run)
         for rank in set(targets) & set(self.dead_ranks):  # it may have died a moment ago
-            run.note_death(rank, self._death(rank))
+            self.note_death(run, rank)
         return run
 
     def _name(self, serial: int) -> str:
@@ -218,7 +221,12 @@ class Session:
         return run, hear
 
     def _send_cell(self, run: Run, content: Mapping[str, Any]) -> None:
-        self._client.request(run.ranks, wire.CELL_REQUEST, content, self._hearer_of(run))
+        try:
+            self._client.request(run.ranks, wire.CELL_REQUEST, content, self._hearer_of(run))
+        except BaseException:
+            self._unanswered.pop(run.request.cell_id, None)
+            self._runs.pop(run.request.cell_id, None)
+            raise
 
     def _hearer_of(self, run: Run) -> Callable[[Message], None]:
         """Return what is to hear the messages about *run*, until all ranks have replied."""
@@ -227,11 +235,11 @@ class Session:
         keep_alive = run  # an abandoned run must hear its late replies
 
         def hear(message: Message) -> None:
-            keep_alive.hear(message)
-            if message.kind == wire.CELL_REPLY:
+            if message.kind == wire.CELL_REPLY:  # first: who waits for the run goes on at once
                 waiting.discard(message.rank)
                 if message.content["status"] != "ok":
                     self._recovery.note_failure()
+            keep_alive.hear(message)
             if keep_alive.done and not waiting - set(self.dead_ranks):
                 unanswered.pop(keep_alive.request.cell_id, None)
                 client.forget(message.request_id)
@@ -270,6 +278,11 @@ class Session:
     def _targets(self, ranks: RankSpec) -> tuple[int, ...]:
         self._check_alive()
         targets = self.select(ranks)
+        if half_done := sorted(self._incomplete & set(targets)):
+            raise SessionError(
+                f"The replacement of {name_ranks(half_done)} has not come to its end.\n"
+                "`%dist recover` goes on with it; `%dist restart` starts anew."
+            )
         dead = sorted(set(targets) & set(self.dead_ranks))
         if dead:
             raise SessionError(
@@ -385,13 +398,18 @@ class Session:
                 "`%dist status` says what they do."
             )
         began = time.monotonic()
+        self._incomplete |= set(dead)  # until they have what the others have
         if dead:
             self._recovery.replace(dead, living)
         else:
-            self._recovery.wait(self._recovery.settle(living))
+            rebuild = bool(self._incomplete)
+            self._recovery.wait(self._recovery.settle(living, must_rebuild=rebuild))
         seconds = time.monotonic() - began
-        copied = self._recovery.share(self.living_ranks, source, also) if dead or also else ""
-        return RecoveryReport(dead, copied, seconds)
+        fresh, copied = tuple(sorted(self._incomplete)), ""
+        if fresh or also:
+            copied = self._recovery.share(self.living_ranks, source, also)
+            self._incomplete.clear()
+        return RecoveryReport(fresh, copied, seconds)
 
     def _wait_until_free(self) -> None:
         """Wait a moment for those whom a death frees; they may be on their way."""
@@ -500,6 +518,7 @@ class Session:
                 while set(targets) - set(replies) and not self._lost(targets, replies):
                     changed.wait(0.2)
         except KeyboardInterrupt:
+            self._recovery.note_failure()
             for rank in set(targets) - set(replies):
                 self._client.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": [cell_id]})
             raise
@@ -621,6 +640,10 @@ def connect(
     """
     launching.wait_until_joined(processes, on_progress)
     client = transport.connect(connection_file(processes.folder, "client"))
-    client.wait_for_ranks(range(processes.plan.nproc), processes.start_failure)
-    processes.attach()
+    try:
+        client.wait_for_ranks(range(processes.plan.nproc), processes.start_failure)
+        processes.attach()
+    except BaseException:
+        client.close(linger=0)
+        raise
     return Session(config, processes, client)

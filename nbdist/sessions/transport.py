@@ -19,7 +19,7 @@ from typing import Any
 from ipyparallel import Client
 
 from nbdist import packing, wire
-from nbdist.errors import LaunchError
+from nbdist.errors import LaunchError, SessionError
 
 CONNECT_TIMEOUT_S = 60.0
 
@@ -126,11 +126,17 @@ class RankClient(Client):  # type: ignore[misc]
         Returns:
             The id of the request.
         """
+        try:
+            receivers = [self._engines[rank].encode() for rank in ranks]
+        except KeyError as exc:
+            raise SessionError(
+                f"rank {exc.args[0]} is not back yet: its replacement has not joined.\n"
+                "`%dist status` says what it does; `%dist recover` tries again."
+            ) from None
         msg = self.session.msg(kind, content=dict(content))
         request_id: str = msg["header"]["msg_id"]
         self._listeners[request_id] = listener
         frames = [*self.session.serialize(msg), *buffers]  # signed once, sent to all
-        receivers = [self._engines[rank].encode() for rank in ranks]
         self._io_loop.add_callback(self._send_to_all, receivers, frames)
         return request_id
 

@@ -71,7 +71,8 @@ def test_a_native_call_that_one_rank_does_not_come_to(shop: Workshop, call: str,
 
 @pytest.mark.parametrize("model", ["ddp", "fsdp"])
 def test_training_that_goes_on_and_on(shop: Workshop, model: str) -> None:
-    run = shop.run(f"while True: train({model})")
+    # No steps: one that is done and not taken back yet would show afterwards.
+    run = shop.run(f"while True:\n    {model}.zero_grad()\n    {model}(x).sum().backward()")
     shop.wait_until_within(run, shop.all)
 
     shop.stops(run)
@@ -273,7 +274,8 @@ def test_children_of_a_stopped_cell_end_with_it(shop: Workshop) -> None:
     waits = shop.run("dist.barrier()", "0,2")
     shop.wait_until_within(waits, [0, 2])
     shop.wait_until_within(run, [1])
-    children = psutil.Process(pids(shop.session)[1]).children(recursive=True)
+    children = below(shop, "sleep 611")
+    assert children
 
     shop.session.interrupt(waits)
     shop.stops(run)
@@ -289,11 +291,17 @@ def test_workers_of_a_stopped_cell_end(shop: Workshop, tmp_path: Path) -> None:
         "    if rank == 1: time.sleep(600)"
     )
     shop.wait_until_within(run, [0, 2])
-    ranks = [psutil.Process(pid) for pid in pids(shop.session)]
-    workers = [child for rank in ranks for child in rank.children(recursive=True)]
+    workers = below(shop, "pt_data_worker")
     assert len(workers) >= 4
 
     shop.stops(run)
     values(shop.session, "import gc; gc.collect(); 0")
 
     assert [describe(process) for process in wait_for_end(workers, PROMPT_S)] == []
+
+
+def below(shop: Workshop, what: str) -> list[psutil.Process]:
+    """Return the processes below the ranks whose name or command line has *what*."""
+    ranks = [psutil.Process(pid) for pid in pids(shop.session)]
+    children = [child for rank in ranks for child in rank.children(recursive=True)]
+    return [child for child in children if what in f"{child.name()} {describe(child)}"]
