@@ -1,9 +1,8 @@
-"""What this machine, or the container around us, lets us use: CPU cores and shared memory."""
+"""What this machine, or the container around us, lets us use of its CPU cores."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,17 +19,6 @@ def available_cores(root: Path = Path("/"), affinity: int | None = None) -> int:
     """
     cores = _affinity() if affinity is None else affinity
     return max(1, int(min([cores, *_quotas(root)])))
-
-
-def free_shm_bytes(root: Path = Path("/")) -> int:
-    """Return the free bytes of ``/dev/shm``; 0 where it is missing or cannot be written to.
-
-    Containers often have 64 MiB of it, whatever memory they may use.
-    """
-    shm = root / "dev" / "shm"
-    if not os.access(shm, os.W_OK | os.X_OK):
-        return 0
-    return shutil.disk_usage(shm).free
 
 
 def _affinity() -> int:

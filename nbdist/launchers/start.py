@@ -321,8 +321,8 @@ def describe_exit(event: Event) -> str:
     tail = "\n".join(str(event.get("tail", "")).splitlines()[-TAIL_LINES:])
     said = f"Its log ends with:\n{tail}" if tail else "It wrote nothing."
     return (
-        f"rank {event['rank']} (pid {event['pid']}) {exit_words(event['code'])} during the "
-        f"start.\n{said}"
+        f"rank {event['rank']} (pid {event['pid']}) {exit_words(event['code'])} "
+        f"before it had joined the others.\n{said}"
     )
 
 

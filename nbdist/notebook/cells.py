@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
+from collections.abc import Collection
 from typing import Any
 
 from IPython.display import publish_display_data
@@ -104,7 +105,7 @@ def _watch(
             if answer is not None:
                 session.answer_input(event.rank, answer)
         elif event is not None:
-            _show_live(event, live)
+            _show_live(event, live, run.running_ranks)
         if event is not None and event.kind == "hang":
             live.warn(_hang_text(run))
         live.tick()
@@ -123,10 +124,10 @@ def _hang_text(run: Run) -> str | None:
 def _drain(run: Run, live: LiveView) -> None:
     """Take what came last; a question of a cell that is over is not put to anyone."""
     while (event := run.next_event(0)) is not None:
-        _show_live(event, live)
+        _show_live(event, live, run.running_ranks)
 
 
-def _show_live(event: RunEvent, live: LiveView) -> None:
+def _show_live(event: RunEvent, live: LiveView, running: Collection[int]) -> None:
     if event.kind == "output":
         bars = [output for output in event.outputs if isinstance(output, Progress)]
         others = tuple(output for output in event.outputs if not isinstance(output, Progress))
@@ -136,14 +137,15 @@ def _show_live(event: RunEvent, live: LiveView) -> None:
             if bar.depth == 0:
                 live.progress(event.rank, bar.done, bar.total, remark_text(bar))
     elif event.kind == "places":
-        for rank, place in event.places.items():
+        for rank in set(event.places) & set(running):
+            place = event.places[rank]
             live.state(rank, "waiting" if place.is_waiting else "running", place.text)
     elif event.kind == "ended":
         live.state(event.rank, END_STATES[event.content["status"]], event.content["error"])
     elif event.kind == "died":
         how = event.content["how"]
         live.state(event.rank, "dead", how)
-        live.note(f"[rank{event.rank}] {how}; the others go on (■ stops them)")
+        live.note(f"[rank{event.rank}] {how}; those that wait for it are freed")
 
 
 def _ask(event: RunEvent, button: StopButton) -> dict[str, str] | None:

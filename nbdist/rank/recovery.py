@@ -225,7 +225,8 @@ class Recovery:
             self.guard.cancel(message_of(failure), kind="mismatch")
             return Conclusion(failure)
         name = type(failure).__name__
-        self.guard.cancel(f"rank {self._rank} raised {name}: {_first_line(failure)}")
+        said = _first_line(failure)
+        self.guard.cancel(f"rank {self._rank} raised {name}{f': {said}' if said else ''}")
         if is_out_of_memory(failure):
             self._free_memory(failure)
         return Conclusion(failure)

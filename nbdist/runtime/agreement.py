@@ -112,7 +112,7 @@ class Agreement:
         while not store.check([key]):  # `get` would block where no signal reaches
             died = self._table.cancellation([rank], cut)
             if died is not None and died.kind == "died":
-                raise_cancelled(died, "the ranks were agreeing to go on")
+                raise_cancelled(died, "the agreement of the ranks to go on")
             if time.monotonic() > deadline:
                 raise CollectiveTimeout(
                     f"rank {rank} did not come within {timeout_s:g} s to agree to go on.\n"

@@ -188,6 +188,11 @@ class Lifeline:
             CollectiveAborted: This generation was aborted as well.
         """
         groups = torch_private.living_groups()
+        if not groups:
+            raise RebuildError(
+                "The process groups of this rank were destroyed (dist.destroy_process_group()).\n"
+                "`%dist restart` starts anew with the same configuration."
+            )
         world = groups[0]
         self._begin(generation)
         base = torch_private.prefix_store(f"gen{generation}", store)

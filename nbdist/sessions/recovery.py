@@ -253,8 +253,7 @@ class Recovery:
                 for rank in has_begun & set(processes.exits):
                     self._is_due = True
                     raise SessionError(
-                        "The fresh rank ended before it had joined the others.\n"
-                        + describe_exit(processes.exits[rank])
+                        f"{describe_exit(processes.exits[rank])}\n`%dist recover` tries again."
                     )
                 if lost := sorted(set(settling.ranks) & set(processes.exits)):
                     raise SessionError(_died_meanwhile(lost))

@@ -358,8 +358,9 @@ class Session:
             ename="NoAnswer",
             evalue=(
                 f"{why}, but this rank has not answered: it is in a call that Python cannot "
-                "interrupt (a collective that waits for another rank, or C code).\n"
-                "It goes on; `%dist status` shows when it is free, `%dist restart` starts anew."
+                "interrupt, in C code that is no collective.\n"
+                "It goes on; `%dist status` shows when it is free, and `%dist restart --ranks N` "
+                "puts a fresh rank in its place; the others keep all they have."
             ),
         )
 

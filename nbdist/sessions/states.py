@@ -73,6 +73,8 @@ def _state(rank: int, asked: Any, processes: Processes, death: Callable[[int], s
     if asked is None:
         if rank not in processes.exits and processes.is_controller_lost:
             return RankState(rank, pid, "out of reach", _resident_bytes(pid))
+        if rank not in processes.exits and not processes.is_agent_lost:
+            return RankState(rank, pid, "joining the others", _resident_bytes(pid))
         return RankState(rank, pid, f"dead: {death(rank)}")
     snapshot = answer_of(asked)
     if snapshot is None:

@@ -234,7 +234,7 @@ def test_a_rank_that_dies_selects_itself(open_notebook: Open, gate: Gate) -> Non
     expect(view.get_by_role("tab", selected=True)).to_have_attribute(
         "aria-label", "rank 1: dead, exited with code 3"
     )
-    expect(view).to_contain_text("[rank1] exited with code 3; the others go on (■ stops them)")
+    expect(view).to_contain_text("[rank1] exited with code 3; those that wait for it are freed")
     gate.open()
     page.wait_until_idle()
     assert "farewell" in expect_static_output(page)["text/plain"]

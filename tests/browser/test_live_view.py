@@ -65,7 +65,7 @@ FAILURE = """
 view.warn(None)
 view.state(1, "failed", "ValueError: expected 32 rows, got 31")
 view.state(3, "dead", "was killed by SIGKILL")
-view.note("[rank3] was killed by SIGKILL; the others go on (■ stops them)")
+view.note("[rank3] was killed by SIGKILL; those that wait for it are freed")
 """
 
 
@@ -161,7 +161,7 @@ def test_a_glance_tells_what_every_rank_does(page: NotebookPage, pictures: Path)
     play.act(2)
     expect(play.view.locator(".nbdist-card")).to_be_hidden()
     expect(play.view).to_contain_text("1 failed · 1 dead · 2 waiting")
-    expect(play.view).to_contain_text("[rank3] was killed by SIGKILL; the others go on")
+    expect(play.view).to_contain_text("[rank3] was killed by SIGKILL; those that wait")
     play.picture(pictures / "live-failure-dark.png")
     page.use_theme("Light")
     play.picture(pictures / "live-failure-light.png")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdist.launchers.host import available_cores, free_shm_bytes
+from nbdist.launchers.host import available_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -95,20 +95,3 @@ def test_more_quota_than_cores_gives_the_cores(tmp_path: Path) -> None:
 
 def test_on_this_machine_there_is_a_core() -> None:
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
-
-
-def test_shared_memory_that_is_missing_has_no_room(tmp_path: Path) -> None:
-    assert free_shm_bytes(tmp_path) == 0
-
-
-def test_shared_memory_that_is_there_has_the_room_of_its_file_system(tmp_path: Path) -> None:
-    (tmp_path / "dev" / "shm").mkdir(parents=True)
-
-    assert free_shm_bytes(tmp_path) > 0
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_shared_memory_that_cannot_be_written_to_has_no_room(tmp_path: Path) -> None:
-    (tmp_path / "dev" / "shm").mkdir(parents=True, mode=0o500)
-
-    assert free_shm_bytes(tmp_path) == 0
