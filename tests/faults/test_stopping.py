@@ -19,6 +19,7 @@ from tests.faults.driving import PROMPT_S, Shared, Workshop
 from tests.faults.test_raising import CALLS
 from tests.processes import describe, wait_for_end
 from tests.sessions.driving import pids, statuses, values
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks
 
@@ -273,9 +274,8 @@ def test_children_of_a_stopped_cell_end_with_it(shop: Workshop) -> None:
     run = shop.run("!sleep 611\ndist.barrier()", 1)
     waits = shop.run("dist.barrier()", "0,2")
     shop.wait_until_within(waits, [0, 2])
-    shop.wait_until_within(run, [1])
+    wait_until(lambda: below(shop, "sleep 611"), "the command to run")
     children = below(shop, "sleep 611")
-    assert children
 
     shop.session.interrupt(waits)
     shop.stops(run)

@@ -1,0 +1,105 @@
+"""Failures at odd moments: between cells, in a pull, in a recovery; none may poison the session."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from nbdist.errors import SessionError, TransferError
+from nbdist.sessions.session import Session
+from tests.sessions.driving import finished, pids, ranks, statuses, values
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.ranks
+
+SUM = "nbdist.all_reduce(1)"
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with ranks(3) as session:
+        finished(session, "import os, time\nkept = rank * 10")
+        yield session
+
+
+def press_stop_after(seconds: float) -> None:
+    main = threading.main_thread().ident or 0
+    threading.Timer(seconds, signal.pthread_kill, [main, signal.SIGINT]).start()
+
+
+def test_a_cell_may_replace_its_file_descriptors(session: Session) -> None:
+    code = "null = os.open(os.devnull, os.O_WRONLY)\nos.dup2(null, 1); os.dup2(null, 2)"
+    finished(session, code, 1)
+
+    assert values(session, SUM) == [3, 3, 3]
+    run = finished(session, "print('still here')", 1)
+    assert "still here" in run.render()["text/plain"]
+
+
+def test_a_pull_that_fails_leaves_a_background_cell_alone(session: Session) -> None:
+    background = session.run("dist.barrier(); 'over'", "1,2")
+    wait_until(lambda: set(session.busy_ranks) == {1, 2}, "the cell to run")
+
+    with pytest.raises(TransferError, match="NameError"):
+        session.pull("no_such_name", 0)
+    finished(session, "dist.barrier()", 0)
+
+    assert background.wait(20)
+    assert statuses(background) == ["ok", "ok"]
+
+
+def test_after_a_stopped_pull_the_groups_work(session: Session) -> None:
+    press_stop_after(1.0)
+    with pytest.raises(KeyboardInterrupt):
+        session.pull("time.sleep(600)", 0)
+
+    assert values(session, SUM) == [3, 3, 3]
+
+
+def test_a_recovery_that_is_cut_short_can_be_gone_on_with(session: Session) -> None:
+    before = pids(session)
+    os.kill(before[1], signal.SIGSTOP)
+    os.kill(before[2], signal.SIGKILL)
+    wait_until(lambda: session.dead_ranks == (2,), "the death to be known")
+    press_stop_after(2.0)
+    with pytest.raises(KeyboardInterrupt):
+        session.recover()
+    os.kill(before[1], signal.SIGCONT)
+
+    with pytest.raises(SessionError, match="%dist recover"):
+        session.run("1")
+    wait_until(lambda: recovers(session), "the recovery to succeed", timeout_s=90)
+
+    assert values(session, SUM) == [3, 3, 3]
+    assert values(session, "kept", "0,1") == [0, 10]
+
+
+def recovers(session: Session) -> bool:
+    try:
+        session.recover()
+    except SessionError:
+        return False
+    return True
+
+
+def test_with_recover_auto_a_death_between_cells_is_told() -> None:
+    with ranks(2, recover="auto") as session:
+        finished(session, "kept = rank")
+        os.kill(pids(session)[1], signal.SIGKILL)
+        wait_until(lambda: session.dead_ranks == (1,), "the death to be known")
+
+        run = finished(session, SUM)
+
+        assert run.values().stack().tolist() == [2, 2]
+        assert "rank 1 replaced" in run.render()["text/plain"]
+
+
+def test_an_agent_that_meets_an_error_keeps_its_ranks(session: Session) -> None:
+    session._processes.link.send("spawn", rank="nonsense")  # no such rank, and half of the message
+
+    assert values(session, SUM) == [3, 3, 3]
+    assert session._processes.ask_state(20)
