@@ -114,7 +114,7 @@ def _watch(
 def _note_hang(run: Run) -> None:
     """Keep in the final output what the cell hung in when it was stopped."""
     if isinstance(run.hang, Diagnosis):
-        run.notes.append(f"When it was stopped, {run.hang.headline}.")
+        run.notes.append(f"It was stopped in this: {run.hang.headline}.")
 
 
 def _hang_text(run: Run) -> str | None:

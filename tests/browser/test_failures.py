@@ -57,7 +57,7 @@ def test_a_hang_is_explained_and_stopped(page: NotebookPage, pictures: Path, but
 
     assert "CellStopped" in page.text(1)
     plain = expect_static_output(page)["text/plain"]
-    assert "When it was stopped, ranks 0, 2 wait in all_reduce" in plain
+    assert "It was stopped in this: ranks 0, 2 wait in all_reduce" in plain
     page.screenshot(pictures / f"hang-{button}-stopped-light.png", 1)
     expect_a_working_group(page)
 

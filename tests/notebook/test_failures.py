@@ -76,7 +76,7 @@ def test_a_hang_is_explained_and_the_stop_button_ends_it(notebook: Notebook) -> 
     cell = running.finish(timeout_s=10)
 
     assert cell.error.startswith("CellStopped")
-    assert "When it was stopped, ranks 0, 2 wait in barrier" in cell.display
+    assert "It was stopped in this: ranks 0, 2 wait in barrier" in cell.display
     assert "rank 1 sleeps in time.sleep" in cell.display
     assert_it_works(notebook)
 
