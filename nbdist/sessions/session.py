@@ -518,6 +518,9 @@ class Session:
             with changed:
                 while set(targets) - set(replies) and not self._lost(targets, replies):
                     changed.wait(0.2)
+                    if any(reply.content["status"] != "ok" for reply in replies.values()):
+                        break
+            self._interrupt_silent(targets, replies, cell_id, changed)
         except KeyboardInterrupt:
             self._recovery.note_failure()
             for rank in set(targets) - set(replies):
@@ -533,15 +536,35 @@ class Session:
             raise TransferError(problem)
         return dict(sorted(replies.items()))
 
+    def _interrupt_silent(
+        self,
+        targets: tuple[int, ...],
+        replies: Mapping[int, Message],
+        cell_id: str,
+        changed: threading.Condition,
+    ) -> None:
+        """Interrupt ranks that may wait for one whose request has failed, and wait for them."""
+
+        def is_over() -> bool:
+            return set(targets) <= set(replies) or self._lost(targets, replies)
+
+        with changed:
+            while not changed.wait_for(is_over, INTERRUPT_AGAIN_S):
+                for rank in set(targets) - set(replies):
+                    self._client.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": [cell_id]})
+
     def _problem_of(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> str | None:
         for rank in targets:
             if rank not in replies and self._processes.is_controller_lost:
                 return CONTROLLER_LOST
             if rank not in replies:
                 return f"rank {rank} {self._death(rank)}."
-            if replies[rank].content["status"] != "ok":
-                return f"rank {rank}: {replies[rank].content['error']}"
-        return None
+        failed = {r: m.content["error"] for r, m in replies.items() if m.content["status"] != "ok"}
+        if not failed:
+            return None
+        consequences = ("KeyboardInterrupt", "PeerFailed")  # of what another rank has met
+        rank = min(failed, key=lambda r: (failed[r].startswith(consequences), r))
+        return f"rank {rank}: {failed[rank]}"
 
     def _lost(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> bool:
         is_dead = any(rank not in replies and rank in self._processes.exits for rank in targets)
