@@ -394,7 +394,8 @@ class Agent:
     def _forget_agent(self) -> None:
         """In a fresh child: close what belongs to the agent and undo its signal handling."""
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        # SIGHUP too: under nohup it is ignored, and the commands of a dead rank would outlive it.
+        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_DFL)
         self._selector.close()
         for connection in (self._listener, *self._wakeup, *self.kernels):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,8 @@ class Monitor:
         self._processes = processes
         self._client = client
         self._after_s = after_s
-        self._runs: list[Run] = []
+        # Weak: what a run brought along goes as soon as nobody else has it.
+        self._runs: list[weakref.ref[Run]] = []
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
         self._memory: dict[int, _Memory] = {}
@@ -79,24 +81,28 @@ class Monitor:
     def add(self, run: Run) -> None:
         """Watch *run* until it is over."""
         with self._lock:
-            self._runs.append(run)
+            self._runs.append(weakref.ref(run))
 
     def _watch(self) -> None:
         while not self._is_closed.wait(LOOK_S):
-            with self._lock:
-                self._runs = [run for run in self._runs if not run.done]
-                due = [run for run in self._runs if run.age_s > YOUNG_S]
-            if not due:
-                self._memory.clear()
-                continue
-            try:
-                self._look(due)
-            except Exception as exc:  # noqa: BLE001 - the edge of a thread: the cells are told
-                for run in due:
-                    run.note_hang(
-                        f"The monitor of this cell has failed ({type(exc).__name__}: {exc}); "
-                        "a hang will not be explained. The stop button works as ever."
-                    )
+            self._watch_once()
+
+    def _watch_once(self) -> None:
+        with self._lock:
+            running = [run for ref in self._runs if (run := ref()) is not None and not run.done]
+            self._runs = list(map(weakref.ref, running))
+        due = [run for run in running if run.age_s > YOUNG_S]
+        if not due:
+            self._memory.clear()
+            return
+        try:
+            self._look(due)
+        except Exception as exc:  # noqa: BLE001 - the edge of a thread: the cells are told
+            for run in due:
+                run.note_hang(
+                    f"The monitor of this cell has failed ({type(exc).__name__}: {exc}); "
+                    "a hang will not be explained. The stop button works as ever."
+                )
 
     def _look(self, runs: Sequence[Run]) -> None:
         living = [r for r in range(self._processes.plan.nproc) if r not in self._processes.exits]

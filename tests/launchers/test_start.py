@@ -64,7 +64,14 @@ def start_elsewhere(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=take_signals,
     )
+
+
+def take_signals() -> None:
+    """Undo what nohup or a shell's ``&`` has set for us: the tests send these signals."""
+    for signum in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def facts_of(process: subprocess.Popen[str]) -> dict[str, Any]:

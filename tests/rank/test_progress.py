@@ -353,7 +353,7 @@ def test_while_it_runs_its_records_come(session: Session) -> None:
 
     found = records(session, code)
 
-    assert len({record.done for record in found}) > 3
+    assert len({record.done for record in found}) > 1
     assert {record.bar for record in found} == {0}
     assert [record.is_over for record in found] == [False] * (len(found) - 1) + [True]
 

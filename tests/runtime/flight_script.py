@@ -35,6 +35,13 @@ def calls(world: World) -> list[dict[str, Any]]:
     return [dataclasses.asdict(call) for call in flight_calls(world.rank)]
 
 
+def wait_until_over(world: World) -> None:
+    """Torch notes the end of a call a moment after it has returned."""
+    deadline = time.monotonic() + 20
+    while any(call["phase"] == "issued" for call in calls(world)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def positions(world: World) -> None:
     without_guard(world)
     world.say(at_first=calls(world))
@@ -46,6 +53,7 @@ def positions(world: World) -> None:
         dist.send(ones(1), 1)
     else:
         dist.recv(ones(1), 0)
+    wait_until_over(world)
     world.say(idle=calls(world))
     work = dist.all_reduce(ones(2, 3), async_op=True) if world.rank == 0 else None
     world.say(under_way=calls(world))
@@ -54,9 +62,7 @@ def positions(world: World) -> None:
         dist.all_reduce(ones(2, 3))
     else:
         work.wait()
-    deadline = time.monotonic() + 20
-    while any(call["phase"] == "issued" for call in calls(world)) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until_over(world)
     world.say(over=calls(world))
 
 

@@ -194,6 +194,7 @@ def fork(function: Callable[[World], None], rank: int, size: int, folder: Path) 
     if pid:
         return pid
     code = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if we run in the background
     try:
         while not (folder / "port").exists():
             time.sleep(0.002)
