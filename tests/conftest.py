@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's `&` does that to us
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[run_id] = uuid.uuid4().hex
     config.stash[scratch] = make_short_folder()
     for name in list(os.environ):
