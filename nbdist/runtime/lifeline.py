@@ -48,6 +48,8 @@ from nbdist.runtime.waiting import Waiting
 __all__ = ["NCCL", "NCCL_ENVIRONMENT", "CollectiveAborted", "Lifeline", "RebuildError"]
 
 CONNECT_TIMEOUT_S = 30.0
+REDUCE_PATIENCE_S = 10.0  # all ranks have issued these calls, so that they end
+CUT_OFF_PATIENCE_S = 0.2
 
 
 class Lifeline:
@@ -208,7 +210,7 @@ class Lifeline:
                 world_store = group_store
             self._replace(group, group_store, recipe, timedelta(seconds=timeout_s))
         meeting.wait("made", "")
-        self.reset_modules()
+        self.reset_modules(patience_s=CUT_OFF_PATIENCE_S)
         return tuple(name for name, _ in common)
 
     def join(
@@ -248,8 +250,13 @@ class Lifeline:
         torch_private.set_group_count(meeting.group_count)
         meeting.wait("made", "")
 
-    def reset_modules(self) -> int:
-        """Let every DDP and FSDP2 module forget a half-done step; return how many there are."""
+    def reset_modules(self, *, patience_s: float = REDUCE_PATIENCE_S) -> int:
+        """Let every DDP and FSDP2 module forget a half-done step; return how many there are.
+
+        Args:
+            patience_s: How long calls of the step that are under way may take to end.
+        """
+        self._waiting.let_reducers_end(patience_s)
         ddp, fsdp = list(self._ddp_modules), torch_private.fsdp_roots()
         for module in ddp:
             torch_private.reset_ddp(module)

@@ -46,6 +46,8 @@ class Waiting:
         self._is_gloo_only = False
         self._idle: list[_Helper] = []
         self._promised: WeakSet[torch.futures.Future[Any]] = WeakSet()
+        self._reducing: set[object] = set()  # native calls of DDP's reducer that are not over
+        self._has_reduced = threading.Condition()
 
     def __repr__(self) -> str:
         return f"<Waiting {'in slices' if self._undo and self._is_gloo_only else 'natively'}>"
@@ -161,7 +163,7 @@ class Waiting:
         """Return a future that ends as *work* does, or by `cut_off`."""
         promise: torch.futures.Future[Any] = torch.futures.Future()
         self._promised.add(promise)
-        entry = entry_of(work)
+        entry, token = entry_of(work), object()
 
         def keep(done: Any) -> None:
             entry.finish()
@@ -169,13 +171,29 @@ class Waiting:
                 _settle(promise, done.value())
             except Exception as exc:  # noqa: BLE001 - passed on to who waits
                 _settle(promise, exc)
+            finally:
+                with self._has_reduced:
+                    self._reducing.discard(token)
+                    self._has_reduced.notify_all()
 
+        with self._has_reduced:
+            self._reducing.add(token)
         work.get_future().add_done_callback(keep)
         try:
             self._raise_if_aborted()  # `cut_off` may have been before us
         except Exception as exc:  # noqa: BLE001 - passed on to who waits
             _settle(promise, exc)
         return promise.then(_value)
+
+    def let_reducers_end(self, patience_s: float) -> None:
+        """Wait until the calls of DDP's reducer that are under way are over, or *patience_s*.
+
+        After a step that failed they go on, and write into the buckets that the next one uses. One
+        that was cut off may never end; it does not write any more, and is waited for only once.
+        """
+        with self._has_reduced:
+            self._has_reduced.wait_for(lambda: not self._reducing, patience_s)
+            self._reducing.clear()
 
     def cut_off(self) -> None:
         """Let the waits of C++ end that have not, after a moment; any thread may call."""
