@@ -1,6 +1,7 @@
 """What every test may rely on: a quiet environment, a short run folder, and nothing left behind.
 
-    pytest_configure      marks this run's processes, hides the user's own settings from them
+    pytest_configure      marks this run's processes, hides the user's own settings from them,
+                          makes the examples of property tests the same in each run
     fixtures              run_folder
     pytest_sessionfinish  every process that carries the mark must be gone, or the run fails
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.processes import describe, end, processes_marked, wait_for_end
 
@@ -52,8 +54,16 @@ def pytest_configure(config: pytest.Config) -> None:
             del os.environ[name]
     os.environ |= quiet_environment(config.stash[scratch])
     os.environ[MARK] = config.stash[run_id]
+    use_same_examples()
     if config.getoption("--nbval", default=False):
         os.environ["NBDIST_LIVE"] = "off"
+
+
+def use_same_examples() -> None:
+    """Let property tests try the same examples in each run; HYPOTHESIS_PROFILE=search tries new."""
+    settings.register_profile("same", derandomize=True, deadline=None, database=None)
+    settings.register_profile("search", deadline=None, max_examples=3000, print_blob=True)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def quiet_environment(folder: Path) -> dict[str, str]:

@@ -457,7 +457,6 @@ VALUES = st.recursive(
 PARAMS = st.dictionaries(st.text(max_size=5), VALUES, max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
 @given(params=PARAMS)
 def test_any_parameters_reach_the_ranks_as_they_are(params: dict[str, Any]) -> None:
     config = Config(params=params)  # type: ignore[arg-type]
@@ -468,9 +467,7 @@ def test_any_parameters_reach_the_ranks_as_they_are(params: dict[str, Any]) -> N
     assert to_dict(received)["params"] == params
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(alphabet="ab${}:\\. '\"[]-#é", max_size=12))
 def test_yaml_reads_back_as_the_same_configuration(own: Path, text: str) -> None:
     config = Config(nproc=2, seed=7, env={"A": text}, params={"b": text})  # type: ignore[arg-type]
@@ -480,7 +477,6 @@ def test_yaml_reads_back_as_the_same_configuration(own: Path, text: str) -> None
     assert load_config(own) == config
 
 
-@settings(max_examples=60, deadline=None)
 @given(key=st.sampled_from(sorted(to_dict(Config()))) | st.text(max_size=8), value=st.text())
 def test_an_override_loads_or_is_an_error_of_ours(key: str, value: str) -> None:
     with suppress(ConfigError):

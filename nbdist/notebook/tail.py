@@ -57,6 +57,8 @@ class _Tail:
             self.forget()
         chunk, cut = self._fitting(number, kind, text)
         gone = [cut] if cut.num_lines else []
+        while cut.text and self.chunks:  # the end of a lost line must not stand before this one
+            gone.append(self._take_oldest())
         self.chunks.append(chunk)
         self._num_lines += chunk.num_lines
         self._num_chars += len(chunk.text)

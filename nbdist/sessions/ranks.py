@@ -1,4 +1,4 @@
-"""Read and write lists of ranks: ``0,2`` ``0-2`` ``1:`` ``-1`` ``all``.
+"""Read lists of ranks: ``0,2`` ``0-2`` ``1:`` ``-1`` ``all``.
 
 Pure: text in, tuples out. A text is matched against a grammar and never evaluated.
 
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from nbdist.errors import RankError
 from nbdist.view.names import name_ranks
 
-__all__ = ["format_ranks", "name_ranks", "parse_ranks", "split_ranks"]
+__all__ = ["parse_ranks", "split_ranks"]
 
 _NUMBER = "-?[0-9]{1,9}"
 _RANK = re.compile(_NUMBER)
@@ -71,11 +71,6 @@ def split_ranks(line: str) -> tuple[str | None, str]:
     if match is None:
         return None, line.strip()
     return match[1].strip(), line[match.end() :].strip()
-
-
-def format_ranks(ranks: Iterable[int]) -> str:
-    """Write *ranks* as short as can be read: ``0–3, 6``; `parse_ranks` reads it back."""
-    return name_ranks(ranks).partition(" ")[2]
 
 
 def _parse_item(item: str, text: str, world_size: int) -> Iterable[int]:
