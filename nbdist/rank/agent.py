@@ -21,6 +21,7 @@ imports and waits, nothing else. Started by module name (``python -m nbdist.rank
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -472,13 +473,17 @@ class Agent:
 
     def _drain(self, rank: int, process: RankProcess) -> None:
         from nbdist.rank.logs import RankLog
-        from nbdist.rank.secrets import Secrets
 
-        secrets = Secrets.of(self.spec.config)
-        log = RankLog(self.folder.rank_log(rank), self.spec.config["log_bytes"], secrets)
+        log = RankLog(self.folder.rank_log(rank), self.spec.config["log_bytes"], self._secrets)
         while data := process.read_output():  # also where the disk is full: its writers must go on
             log.write(data)
         log.close()
+
+    @functools.cached_property
+    def _secrets(self) -> Any:
+        from nbdist.rank.secrets import Secrets
+
+        return Secrets.of(self.spec.config)
 
     # The end ----------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ making the class (keywords of ``__init_subclass__`` among it).
 from __future__ import annotations
 
 import builtins
-import hashlib
 import io
 import linecache
 import marshal
@@ -32,8 +31,8 @@ import torch
 from nbdist.rank import definitions, placed
 from nbdist.rank.definitions import Namespace, Reduced, Uncopyable
 from nbdist.rank.placed import Own, Place
+from nbdist.runtime.tensor_bytes import hash_elements, new_hash
 
-CHUNK_BYTES = 16 * 2**20
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 # Where torch keeps what `register_hook` and `register_post_accumulate_grad_hook` got.
@@ -153,9 +152,8 @@ class CellHasher(CellPickler):
         *,
         is_of_set: bool = False,
     ) -> None:
-        self._hash, self._buffer_hash = _new_hash(), _new_hash()
+        self._hash, self._buffer_hash = new_hash(), new_hash()
         self._buffers: dict[int, torch.Tensor] = {}
-        self.size_bytes = 0
         self._known = {} if known is None else known
         self._is_of_set = is_of_set
         self._strings: dict[Any, Any] = {}
@@ -163,9 +161,7 @@ class CellHasher(CellPickler):
 
     def write(self, data: Any) -> None:
         """Take what the pickler writes."""
-        view = memoryview(data)
-        self.size_bytes += view.nbytes
-        self._hash.update(view)
+        self._hash.update(data)
 
     def digest(self, value: Any) -> str:
         """Return the hash of *value*; once for each hasher."""
@@ -209,7 +205,6 @@ class CellHasher(CellPickler):
         """Hash the elements of a tensor."""
         if id(tensor) not in self._known:
             self._known[id(tensor)] = (tensor, hash_elements(tensor))
-        self.size_bytes += tensor.nbytes
         digest = self._known[id(tensor)][1]
         if id(tensor) not in self._buffers:
             return (digest,)
@@ -247,20 +242,6 @@ class CellUnpickler(pickle.Unpickler):
         if kind == "builtins":
             return builtins.__dict__
         return self._storages[rest[0]] if kind == "storage" else self._place.own(Own(rest[0]))
-
-
-def _new_hash() -> Any:
-    return hashlib.blake2b(digest_size=16)
-
-
-def hash_elements(tensor: torch.Tensor) -> str:
-    """Return a hash of a tensor's elements in row-major order; GPU memory passes in small parts."""
-    content = _new_hash()
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    if plain.numel():
-        for part in plain.reshape(-1).view(torch.uint8).split(CHUNK_BYTES):
-            content.update(memoryview(part.cpu().numpy()))
-    return str(content.hexdigest())
 
 
 def text_of_cell(filename: str) -> str | None:

@@ -7,30 +7,20 @@ below the cell) is left out; what is the user's or a library's stays, and is mar
 from __future__ import annotations
 
 import linecache
-import site
-import sysconfig
 import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal
 
 from nbdist.errors import CollectiveError
+from nbdist.runtime.calls import CELL_PREFIXES, LIBRARY_PREFIXES
 from nbdist.wire import CellError, Frame
 
-CELL_PREFIXES = ("In[", "run[")
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
 MAX_MESSAGE = 20_000  # characters of an exception's own text
 
 _RUNNING = str(Path(__file__).parent)  # how a cell is run is no part of what went wrong in it
 _OURS = str(Path(__file__).parents[1])
-_LIBRARY_ROOTS = tuple(
-    {
-        *site.getsitepackages(),
-        sysconfig.get_path("stdlib"),
-        sysconfig.get_path("purelib"),
-        sysconfig.get_path("platlib"),
-    }
-)
 
 
 def describe(exception: BaseException, waited_for: int | None = None) -> CellError:
@@ -145,7 +135,7 @@ def _frame(filename: str, line: int, function: str) -> Frame:
 
 
 def _is_library(filename: str) -> bool:
-    return filename.startswith((*_LIBRARY_ROOTS, "<"))
+    return filename.startswith(LIBRARY_PREFIXES)
 
 
 def is_cell(filename: str) -> bool:

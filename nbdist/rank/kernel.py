@@ -111,10 +111,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
                 while task.cancelling():
                     task.uncancel()
         self.parents.pop(parent["content"].get("cell_id", ""), None)
-        if self.secrets:
-            content = self.secrets.hide(content)
-        self._reply(stream, wire.CELL_REPLY, content, parent, ident, buffers)
-        self.journal.end(content)  # last: nobody waits for it
+        sent = self._reply(stream, wire.CELL_REPLY, content, parent, ident, buffers)
+        self.journal.end(sent)  # last: nobody waits for it
 
     async def on_values(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Send a variable to the notebook, or take one from it; whatever happens, reply."""
@@ -168,13 +166,13 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     async def _settle(self, content: Mapping[str, Any]) -> dict[str, Any]:
         if content["action"] == "share":
             return {"report": self._share(content)}
-        settled = self.recovery.settle(
+        self.recovery.settle(
             content["generation"],
             content["meeting"],
             must_rebuild=content["must_rebuild"],
             store_address=content["store"],
         )
-        return asdict(settled)
+        return {}
 
     def _share(self, content: Mapping[str, Any]) -> str:
         """Give fresh ranks what the others have alike; a collective of all ranks."""
@@ -198,14 +196,22 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         parent: dict[str, Any],
         ident: Any,
         buffers: list[bytes] | None = None,
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Send a reply; return its content as it went out, without secrets."""
         arguments: dict[str, Any] = {"parent": parent, "ident": ident, "buffers": buffers or []}
-        if self.secrets:
-            content = self.secrets.hide(content)
+        return self._send(stream, msg_type, self._without_secrets(content), **arguments)
+
+    def _without_secrets(self, content: dict[str, Any]) -> dict[str, Any]:
+        return self.secrets.hide(content) if self.secrets else content
+
+    def _send(
+        self, stream: Any, msg_type: str, content: dict[str, Any], **arguments: Any
+    ) -> dict[str, Any]:
         try:
             self.session.send(stream, msg_type, content, **arguments)
-        except UnicodeEncodeError:  # rare, so that not every reply pays for the search
+        except UnicodeEncodeError:  # rare, so that not every message pays for the search
             self.session.send(stream, msg_type, wire.encodable(content), **arguments)
+        return content
 
     # Control channel: a thread of its own -----------------------------------------------------
 
@@ -266,27 +272,22 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def publish_batch(self, cell_id: str, outputs: list[wire.Output]) -> None:
         """Send one batch of the cell's output on iopub."""
         content = {"outputs": [wire.output_to_json(output) for output in outputs]}
-        if self.secrets:  # here as well: it goes into the journal
-            content = self.secrets.hide(content)
-        self.publish(wire.OUTPUT_BATCH, cell_id, content)
-        self.journal.add(content["outputs"])
+        self.journal.add(self.publish(wire.OUTPUT_BATCH, cell_id, content)["outputs"])
 
     def publish_question(self, msg_type: str, cell_id: str, question: dict[str, Any]) -> None:
         """Send what the user is to be asked, and keep it for a notebook that comes later."""
-        self.publish(msg_type, cell_id, question)
-        self.journal.ask(question)
+        self.journal.ask(self.publish(msg_type, cell_id, question))
 
-    def publish(self, msg_type: str, cell_id: str, content: dict[str, Any]) -> None:
-        """Send a message about a running cell on iopub; any thread may."""
-        parent = self.parents.get(cell_id)
-        if parent is None:
-            return
-        if self.secrets:
-            content = self.secrets.hide(content)
-        try:
-            self.session.send(self.iopub_socket, msg_type, content, parent=parent)
-        except UnicodeEncodeError:
-            self.session.send(self.iopub_socket, msg_type, wire.encodable(content), parent=parent)
+    def publish(self, msg_type: str, cell_id: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Send a message about a running cell on iopub; any thread may.
+
+        Returns:
+            *content* as it went out, without secrets; also where no such cell runs.
+        """
+        content = self._without_secrets(content)
+        if (parent := self.parents.get(cell_id)) is not None:
+            self._send(self.iopub_socket, msg_type, content, parent=parent)
+        return content
 
     def _publish_status(self, status: str, channel: str, parent: Any = None) -> None:
         """Say busy and idle only for others' messages: ours end with a reply that says all."""

@@ -23,7 +23,7 @@ import linecache
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from nbdist.errors import TransferError
-from nbdist.rank.by_value import CHUNK_BYTES, CellPickler, CellUnpickler, text_of_cell
+from nbdist.rank.by_value import CellPickler, CellUnpickler, text_of_cell
 from nbdist.rank.definitions import Namespace, Uncopyable
 from nbdist.rank.placed import Place
+from nbdist.runtime.tensor_bytes import CHUNK_BYTES, chunks_of
 
 #: Random states go by these names, beside the variables; no variable can have such a name.
 RANDOM_STATES = ("random state of Python", "random state of NumPy", "random state of torch")
@@ -48,12 +49,10 @@ class Transfer:
     Attributes:
         names: That were written, or set.
         failed: Why others were not.
-        size_bytes: Of the file.
     """
 
     names: tuple[str, ...]
     failed: dict[str, str] = field(default_factory=dict)
-    size_bytes: int = 0
 
 
 def write(namespace: Namespace, names: Sequence[str], path: Path, place: Place) -> Transfer:
@@ -77,7 +76,8 @@ def write(namespace: Namespace, names: Sequence[str], path: Path, place: Place) 
     except Exception:  # noqa: BLE001 - something has changed since the survey
         failed = _unwritable(namespace, names, place)
         parcel = _Parcel.of(namespace, [name for name in names if name not in failed], place)
-    return Transfer(tuple(parcel.names), failed, parcel.write(path))
+    parcel.write(path)
+    return Transfer(tuple(parcel.names), failed)
 
 
 def _unwritable(namespace: Namespace, names: Sequence[str], place: Place) -> dict[str, str]:
@@ -111,8 +111,8 @@ class _Parcel:
             pickler.dump(states[name] if name in states else namespace[name])
         return cls(names, stream, pickler, buffers)
 
-    def write(self, path: Path) -> int:
-        """Write all to *path*; return the size in bytes."""
+    def write(self, path: Path) -> None:
+        """Write all to *path*."""
         storages, own = self.pickler.storages, self.pickler.place.device
         head = {
             "names": list(self.names),
@@ -127,23 +127,17 @@ class _Parcel:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
-                for part in itertools.chain(*parts, *map(_chunks, storages), self.buffers):
+                contents = map(chunks_of, map(_flat, storages))
+                for part in itertools.chain(*parts, *contents, self.buffers):
                     rest: memoryview = memoryview(part)
                     while rest.nbytes:
                         rest = rest[file.write(rest) or 0 :]
-                return file.tell()
         except OSError as exc:
             path.unlink()
             raise TransferError(
                 f"{path.parent} has no room for the copy of the variables: {exc.strerror}.\n"
                 "Free space there or delete large variables, then run `%dist recover` again."
             ) from exc
-
-
-def _chunks(storage: torch.UntypedStorage) -> Iterator[memoryview]:
-    """Yield the bytes of *storage*; from a GPU a little at a time."""
-    for part in _flat(storage).split(CHUNK_BYTES):
-        yield memoryview(part.cpu().numpy())
 
 
 def _flat(storage: torch.UntypedStorage) -> torch.Tensor:
@@ -166,7 +160,6 @@ def read(path: Path, namespace: Namespace, place: Place) -> Transfer:
         stream = io.BytesIO(_filled(file, bytearray(head["pickle"])))
         storages = [_read_storage(file, size, on or place.device) for size, on in head["storages"]]
         buffers = [_filled(file, bytearray(size)) for size in head["buffers"]]
-        size_bytes = file.tell()
     _register(head["sources"])
     unpickler = CellUnpickler(stream, namespace, place, storages, buffers)
     values: Namespace = {}
@@ -179,7 +172,7 @@ def read(path: Path, namespace: Namespace, place: Place) -> Transfer:
         return Transfer((), {name: f"{type(exc).__name__}: {exc}".splitlines()[0]})
     set_random_states({name: values.pop(name) for name in RANDOM_STATES if name in values})
     namespace.update(values)
-    return Transfer(tuple(head["names"]), {}, size_bytes)
+    return Transfer(tuple(head["names"]))
 
 
 def _read_storage(file: Any, size: int, device: torch.device | str) -> torch.UntypedStorage:

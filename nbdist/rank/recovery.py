@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import opcode
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +36,8 @@ from nbdist.runtime.rescue import Rescue
 from nbdist.runtime.table import Table
 from nbdist.wire import AgentSpec, GroupCall
 
-REASON_S = 1.0
 _RAISE = opcode.opmap["RAISE_VARARGS"]
 _BELOW = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))  # torch and nbdist
-_LOST = re.compile(r"[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|gloo|NCCL")
 
 
 @dataclass(frozen=True)
@@ -56,19 +53,6 @@ class Conclusion:
     failure: BaseException | None
     waited_for: int | None = None
     is_stopped: bool = False
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What had to be done before the ranks could go on.
-
-    Attributes:
-        rebuilt: Names of the groups that were made anew.
-        num_modules: DDP and FSDP2 modules that forgot a half-done step.
-    """
-
-    rebuilt: tuple[str, ...]
-    num_modules: int
 
 
 class Recovery:
@@ -101,7 +85,7 @@ class Recovery:
         cls, spec: AgentSpec, rank: int, store_address: tuple[str, int], table: Path
     ) -> Recovery:
         """Return what *rank* needs, nothing of it at work yet."""
-        guard = Guard(Table(table), rank, spec.world_size, mode=mode_of(spec))
+        guard = Guard(Table(table), rank, mode=mode_of(spec))
         return cls(guard, Lifeline(), spec, rank, store_address)
 
     def __repr__(self) -> str:
@@ -202,9 +186,8 @@ class Recovery:
                 failure = exc
         if failure is None:
             return Conclusion(None)
-        if _is_lost_connection(failure):  # the peer's end may be known here before its reason is
-            self.guard.table.wait_for_cancel(self.guard.cut, REASON_S)
-        if _is_lost_connection(failure) or (was_cut_off and not _is_raised_by_user(failure)):
+        is_users = _is_raised_by_user(failure)
+        if not is_users and (was_cut_off or torch_private.is_lost_connection(failure)):
             failure = self.guard.explain(failure)
         peer = failure if isinstance(failure, PeerFailed) else None
         if peer is not None and self._is_unsettled:
@@ -266,7 +249,7 @@ class Recovery:
         *,
         must_rebuild: bool,
         store_address: Sequence[Any] | None = None,
-    ) -> Settled:
+    ) -> None:
         """Agree with all other ranks to go on; called on all of them, between two cells.
 
         Args:
@@ -286,14 +269,14 @@ class Recovery:
         is_broken |= self._is_half_built or self.guard.mode == "off"
         is_broken |= self._has_received_from_any()
         outcome = self.guard.resync(self._meeting_store, meeting, is_broken=is_broken)
-        rebuilt: tuple[str, ...] = ()
-        if outcome.needs_rebuild:
-            self._is_half_built = True  # an interrupt may leave it so
-            rebuilt = self.lifeline.rebuild(self._open_store(), generation)
-            self._is_half_built = False
-            self.guard.rebuilt()
-            forget_flight()
-        return Settled(rebuilt, self.lifeline.reset_modules())
+        if not outcome.needs_rebuild:
+            self.lifeline.reset_modules()
+            return
+        self._is_half_built = True  # an interrupt may leave it so
+        self.lifeline.rebuild(self._open_store(), generation)
+        self._is_half_built = False
+        self.guard.rebuilt()
+        forget_flight()
 
     def _move_to(self, store_address: Sequence[Any] | None) -> bool:
         """Use the store at this address from now on; return whether it is another one."""
@@ -333,13 +316,6 @@ def _not_settled(failure: PeerFailed) -> PeerFailed:
         failure.kind,
     )
     return told.with_traceback(failure.__traceback__)
-
-
-def _is_lost_connection(failure: BaseException) -> bool:
-    """Whether *failure* is what a backend raises when a peer has gone, not the user's own error."""
-    if not isinstance(failure, RuntimeError) or _is_raised_by_user(failure):
-        return False
-    return bool(_LOST.search(message_of(failure)))
 
 
 def _is_raised_by_user(failure: BaseException) -> bool:

@@ -46,7 +46,6 @@ class Digest:
         digest: Hash of the content: equal for what is equal. Empty where it cannot be copied.
         buffers: Hash of the buffers of modules in it, which are not in the first.
         reason: Why it cannot be copied.
-        size_bytes: Of what a copy would read.
         is_own: It looks like this rank's own, say a number called ``rank``.
     """
 
@@ -54,7 +53,6 @@ class Digest:
     digest: str = ""
     buffers: str = ""
     reason: str = ""
-    size_bytes: int = 0
     is_own: bool = False
 
 
@@ -153,13 +151,7 @@ def _describe(
         kind: Kind = "sharded" if isinstance(exc, Uncopyable) and exc.is_sharded else "refused"
         return Digest(kind, reason=why_not(exc))
     is_own = name.lower().endswith("rank") and isinstance(value, int)
-    return Digest(
-        _kind(value),
-        digest,
-        hasher.digest_of_buffers(),
-        size_bytes=hasher.size_bytes,
-        is_own=is_own,
-    )
+    return Digest(_kind(value), digest, hasher.digest_of_buffers(), is_own=is_own)
 
 
 def _kind(value: Any) -> Kind:
@@ -169,18 +161,15 @@ def _kind(value: Any) -> Kind:
     return "definition" if is_definition else "data"
 
 
-def renew_reducers(modules: Iterable[DistributedDataParallel]) -> int:
-    """Let DDP modules go on with one that was copied to a fresh rank; return how many there are.
+def renew_reducers(modules: Iterable[DistributedDataParallel]) -> None:
+    """Let DDP modules go on with one that was copied to a fresh rank.
 
     A copy begins with the buckets of a new module; on the survivors they have been put in the order
     of the backward since. Their reducers are made anew, so that all ranks begin alike and order the
     buckets together in the next step. Parameters, hooks and the module itself stay.
     """
-    count = 0
     for module in list(modules):
         set_ddp_state(module, ddp_state(module))
-        count += 1
-    return count
 
 
 # The decision -------------------------------------------------------------------------------------

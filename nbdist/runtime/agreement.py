@@ -12,26 +12,17 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from nbdist.errors import CollectiveTimeout
 from nbdist.runtime.known_groups import KnownGroups
+from nbdist.runtime.meeting import StoreLike, wait_for_key
 from nbdist.runtime.messages import Messages
-from nbdist.runtime.outlook import Outlook, raise_cancelled
-from nbdist.runtime.table import GroupKey, Table
+from nbdist.runtime.outlook import Outlook, error_of
+from nbdist.runtime.slots import GroupKey
+from nbdist.runtime.table import Table
 
-
-class StoreLike(Protocol):
-    """What the ranks agree through: torch's stores are one."""
-
-    def set(self, key: str, value: str) -> None:
-        """Write *value*."""
-
-    def get(self, key: str) -> bytes:
-        """Return what was written."""
-
-    def check(self, keys: list[str]) -> bool:
-        """Say whether all *keys* were written."""
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -62,38 +53,26 @@ class Agreement:
         self._table, self._rank = table, rank
         self._groups, self._messages, self._outlook = groups, messages, outlook
 
-    def reach(
-        self,
-        store: StoreLike,
-        tag: str,
-        *,
-        is_broken: bool = False,
-        ranks: Sequence[int] | None = None,
-        timeout_s: float = 30.0,
-    ) -> Resync:
+    def reach(self, store: StoreLike, tag: str, *, is_broken: bool = False) -> Resync:
         """Agree with the other ranks to go on: on the next numbers, and that what failed is over.
 
         Uses no process group, and comes before a rebuild: from here on what was cancelled is over.
-        To be called on all *ranks* outside of any collective, in the main thread, by a fresh rank
+        To be called on all ranks outside of any collective, in the main thread, by a fresh rank
         before it has a group as well; SIGINT ends it.
 
         Args:
             store: Where the ranks meet.
             tag: Names this meeting, alike on all ranks and never used before.
             is_broken: The groups of this rank were cut off.
-            ranks: Those that take part; all when ``None``.
-            timeout_s: How long to wait for them.
 
         Raises:
             PeerFailed: One of them has died meanwhile.
-            CollectiveTimeout: One of them has not come.
+            CollectiveTimeout: One of them has not come within `PATIENCE_S`.
         """
-        others = range(self._table.world_size) if ranks is None else ranks
         mine = {**self._state(), "broken": is_broken}
         store.set(f"{tag}/{self._rank}", json.dumps(mine))
-        states = [
-            self._read(store, f"{tag}/{rank}", rank, mine["cut"], timeout_s) for rank in others
-        ]
+        ranks = range(self._table.world_size)
+        states = [self._read(store, f"{tag}/{rank}", rank, mine["cut"]) for rank in ranks]
         damaged = self._adopt(states)
         self._outlook.agree(max(state["cut"] for state in states))
         return Resync(damaged, any(state["broken"] for state in states))
@@ -105,21 +84,17 @@ class Agreement:
         entries = {key.to_text(): [slot.seq(me), slot.issued(me)] for key, slot, me in slots}
         return {"cut": self._table.epoch, "slots": entries}
 
-    def _read(
-        self, store: StoreLike, key: str, rank: int, cut: int, timeout_s: float
-    ) -> dict[str, Any]:
-        deadline, pause = time.monotonic() + timeout_s, 0.0005
-        while not store.check([key]):  # `get` would block where no signal reaches
+    def _read(self, store: StoreLike, key: str, rank: int, cut: int) -> dict[str, Any]:
+        def look() -> None:
             died = self._table.cancellation([rank], cut)
             if died is not None and died.kind == "died":
-                raise_cancelled(died, "the agreement of the ranks to go on")
-            if time.monotonic() > deadline:
-                raise CollectiveTimeout(
-                    f"rank {rank} did not come within {timeout_s:g} s to agree to go on.\n"
-                    "`%dist status` says what it does; `%dist restart` starts all ranks anew."
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 0.01)
+                raise error_of(died, "the agreement of the ranks to go on")
+
+        if not wait_for_key(store, key, time.monotonic() + PATIENCE_S, look):
+            raise CollectiveTimeout(
+                f"rank {rank} did not come within {PATIENCE_S:g} s to agree to go on.\n"
+                "`%dist status` says what it does; `%dist restart` starts all ranks anew."
+            )
         state: dict[str, Any] = json.loads(store.get(key))
         return state
 

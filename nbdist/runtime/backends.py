@@ -52,8 +52,8 @@ GLOO = BackendKind(make=torch_private.make_gloo)
 #: - A collective that was aborted returns without an error, and its output holds partial data: look
 #:   at `Lifeline.raise_if_aborted` after every synchronize and at the end of a cell.
 #: - The main thread is not in the collective but in a synchronize or ``.item()``; abort frees it.
-#: - With torch's own defaults a timeout or an abort ends the process: `NCCL_ENVIRONMENT` has to be
-#:   set before torch is imported.
+#: - With torch's own defaults a timeout or an abort ends the process: the agent sets what
+#:   forbids it (`KEEP_ALIVE`) before torch is imported.
 #: - NCCL 2.25.1 hangs in abort (pytorch#149153), later ones may (nccl#1777): `Lifeline.abort` gives
 #:   it `ABORT_TIMEOUT_S` and then says so; the way out is to replace the process.
 #: - After a sticky CUDA error no abort helps: the process has to go.
@@ -61,14 +61,6 @@ GLOO = BackendKind(make=torch_private.make_gloo)
 NCCL = BackendKind(make=torch_private.make_nccl, abort=abort_together)
 
 KINDS: Mapping[str, BackendKind] = {"gloo": GLOO, "nccl": NCCL}
-
-NCCL_ENVIRONMENT: Mapping[str, str] = {
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
-    "TORCH_NCCL_ENABLE_MONITORING": "0",
-    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
-    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
-}
 
 
 def abort_watched(

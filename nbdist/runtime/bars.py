@@ -8,9 +8,11 @@ or alone it is a line on stderr now and then.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import Generic, TypeVar
 
 from nbdist.runtime.group import get_rank, get_world_size
@@ -64,20 +66,24 @@ outlet = Outlet()
 class progress(Generic[T]):  # noqa: N801 - it is used as a function
     """Iterate over something and show how far that is.
 
-    Args:
+    Args, in the order of tqdm's:
         iterable: Anything to loop over; the bar gives its items unchanged.
-        total: Number of steps; ``len(iterable)`` where it has one.
         desc: What is counted, in a word or two.
+        total: Number of steps; ``len(iterable)`` where it has one.
+
+    Raises:
+        TypeError: *desc* is no text, or *total* no number.
     """
 
-    def __init__(self, iterable: Iterable[T], total: float | None = None, desc: str = "") -> None:
+    def __init__(self, iterable: Iterable[T], desc: str = "", total: float | None = None) -> None:
+        _check(desc, total)
         self._iterable = iterable
         if total is None:
             try:
                 total = len(iterable)  # type: ignore[arg-type]  # it may have none
             except TypeError:
                 total = None
-        self.total = total
+        self.total = None if total is None or not math.isfinite(total) else total
         self.desc = desc
 
     def __repr__(self) -> str:
@@ -91,6 +97,13 @@ class progress(Generic[T]):  # noqa: N801 - it is used as a function
         if outlet.follow is None:
             return _with_lines(self._iterable, loop)
         return _followed(self._iterable, loop, outlet.follow)
+
+
+def _check(desc: object, total: object) -> None:
+    if not isinstance(desc, str):
+        raise TypeError(f"nbdist.progress: desc must be a text, not {desc!r}.")
+    if total is not None and not isinstance(total, Real):
+        raise TypeError(f"nbdist.progress: total must be a number of steps, not {total!r}.")
 
 
 def _followed(

@@ -8,13 +8,14 @@ from pathlib import Path
 from types import FrameType
 
 from nbdist.runtime.signature import Signature
-from nbdist.runtime.table import Record
+from nbdist.runtime.slots import Record
 
-_LIBRARIES = tuple(
-    {*site.getsitepackages(), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))}
-    | {str(Path(__file__).parent), "<"}
+CELL_PREFIXES = ("In[", "run[")  # of the labels of cells, which are their file names
+LIBRARY_PREFIXES = (
+    *{*site.getsitepackages(), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))},
+    "<",
 )
-_CELL_PREFIXES = ("In[", "run[")
+_NOT_THE_USERS = (*LIBRARY_PREFIXES, str(Path(__file__).parent))
 
 
 def record_of(signature: Signature, source: str, flags: int, tag: int = 0) -> Record:
@@ -36,9 +37,9 @@ def source_of(frame: FrameType | None) -> str:
     fallback = ""
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith(_CELL_PREFIXES):
+        if name.startswith(CELL_PREFIXES):
             return f"{name}:{frame.f_lineno}"
-        if not fallback and not name.startswith(_LIBRARIES):
+        if not fallback and not name.startswith(_NOT_THE_USERS):
             fallback = f"{Path(name).name}:{frame.f_lineno}"
         frame = frame.f_back
     return fallback

@@ -25,59 +25,31 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, Literal
 
-from nbdist.errors import (
-    CollectiveAborted,
-    CollectiveError,
-    CollectiveMismatch,
-    CollectiveTimeout,
-    Kind,
-    PeerFailed,
-)
+from nbdist.errors import CollectiveAborted, CollectiveError, Kind
 from nbdist.runtime import torch_private
-from nbdist.runtime.agreement import Agreement, Resync, StoreLike
+from nbdist.runtime.agreement import Agreement, Resync
 from nbdist.runtime.calls import record_of, source_of
 from nbdist.runtime.hooks import Call, Hooks, Issue
 from nbdist.runtime.hooks import hooks as the_hooks
 from nbdist.runtime.known_groups import KnownGroup, KnownGroups, device_of
+from nbdist.runtime.meeting import StoreLike
 from nbdist.runtime.messages import OPS as MESSAGES
 from nbdist.runtime.messages import Messages
-from nbdist.runtime.outlook import Outlook, raise_cancelled
+from nbdist.runtime.outlook import Outlook, error_of
 from nbdist.runtime.signature import Signature, signature_of
-from nbdist.runtime.table import (
-    ABANDONED,
-    ASYNC,
-    IDLE,
-    ISSUED,
-    WAITING,
-    Cancellation,
-    GroupKey,
-    Table,
-)
+from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING, GroupKey
+from nbdist.runtime.table import Cancellation, Table
 from nbdist.runtime.trace import CallTrace, Entry
 from nbdist.runtime.turn import Turn
 from nbdist.runtime.wording import where_text
 from nbdist.wire import CallCount
 
-__all__ = [
-    "MODES",
-    "CollectiveAborted",
-    "CollectiveError",
-    "CollectiveMismatch",
-    "CollectiveTimeout",
-    "Guard",
-    "Mode",
-    "PeerFailed",
-    "Resync",
-    "StoreLike",
-]
-
 Mode = Literal["on", "trace", "off"]
 MODES: tuple[Mode, ...] = ("on", "trace", "off")
 
-DEATH_PATIENCE_S = 0.25
+DEATH_PATIENCE_S = 1.0  # the end of a peer may be felt here before its reason is told
 
 # Returns by itself when somebody does not come: waiting for everybody would make it useless.
 _NEVER_WAITED = frozenset({"monitored_barrier_"})
@@ -87,17 +59,10 @@ class Guard:
     """Stands before the collectives of one rank. `install` makes it see them."""
 
     def __init__(
-        self,
-        table: Table,
-        rank: int,
-        world_size: int,
-        *,
-        mode: Mode = "on",
-        hooks: Hooks = the_hooks,
+        self, table: Table, rank: int, *, mode: Mode = "on", hooks: Hooks = the_hooks
     ) -> None:
         self.table = table
         self.rank = rank
-        self.world_size = world_size
         self._mode: Mode = mode
         self._hooks = hooks
         self._outlook = Outlook(table)
@@ -148,16 +113,18 @@ class Guard:
 
     def _message(self, group: KnownGroup, call: Call, signature: Signature, issue: Issue) -> Any:
         frame = sys._getframe(1)
+        source, is_async = source_of(frame), not torch_private.is_blocking_message(frame)
         entry = self.trace.post(
             group.key,
             signature,
-            source_of(frame),
+            source,
             began=time.monotonic(),
-            is_async=not torch_private.is_blocking_message(frame),
+            is_async=is_async,
             ends=_ends_of(group, call),
         )
+        may_wait = self._mode == "on" and not is_async
         try:
-            channel = self._messages.enter(group, call, signature, may_wait=self._mode == "on")
+            channel = self._messages.enter(group, call, signature, source, may_wait=may_wait)
         except BaseException:
             entry.fail()
             raise
@@ -238,24 +205,22 @@ class Guard:
     def explain(self, exc: BaseException) -> BaseException:
         """Return what *exc* is a consequence of: a native error, of the abort that freed this rank.
 
-        To be called where an exception leaves a cell, before `cancel`.
+        To be called where an exception leaves a cell, before `cancel`; not with an error that the
+        user's own code raised.
         """
         is_native = isinstance(exc, RuntimeError) and not isinstance(exc, CollectiveError)
         if not is_native and not isinstance(exc, CollectiveAborted):
             return exc
         if torch_private.is_lost_connection(exc):
-            self._outlook.wait(DEATH_PATIENCE_S)  # a death is told a moment after it is felt
+            self._outlook.wait(DEATH_PATIENCE_S)
         cancellation = self.cancellation()
         if cancellation is None or cancellation.of == self.rank:
             return exc
-        try:
-            call = self._unmatched_call(cancellation.of)
-            raise_cancelled(
-                cancellation, f"{call}, which was cut off; its tensors may be half written"
-            )
-        except CollectiveError as cause:
-            cause.__cause__ = exc
-            return cause.with_traceback(exc.__traceback__)
+        call = self._unmatched_call(cancellation.of)
+        where = f"{call}, which was cut off; its tensors may be half written"
+        cause = error_of(cancellation, where)
+        cause.__cause__ = exc
+        return cause.with_traceback(exc.__traceback__)
 
     def _unmatched_call(self, rank: int | None) -> str:
         """Name the native call that waits for *rank*."""
@@ -284,35 +249,9 @@ class Guard:
             for channel in self._messages.channels()
         )
 
-    def resync(
-        self,
-        store: StoreLike,
-        tag: str,
-        *,
-        is_broken: bool = False,
-        ranks: Sequence[int] | None = None,
-        timeout_s: float = 30.0,
-    ) -> Resync:
-        """Agree with the other ranks to go on: on the next numbers, and that what failed is over.
-
-        Uses no process group, and comes before a rebuild: from here on what was cancelled is over.
-        To be called on all *ranks* outside of any collective, in the main thread, by a fresh rank
-        before it has a group as well; SIGINT ends it.
-
-        Args:
-            store: Where the ranks meet.
-            tag: Names this meeting, alike on all ranks and never used before.
-            is_broken: The groups of this rank were cut off.
-            ranks: Those that take part; all when ``None``.
-            timeout_s: How long to wait for them.
-
-        Raises:
-            PeerFailed: One of them has died meanwhile.
-            CollectiveTimeout: One of them has not come.
-        """
-        return self._agreement.reach(
-            store, tag, is_broken=is_broken, ranks=ranks, timeout_s=timeout_s
-        )
+    def resync(self, store: StoreLike, tag: str, *, is_broken: bool = False) -> Resync:
+        """Agree with all other ranks to go on; see `Agreement.reach`."""
+        return self._agreement.reach(store, tag, is_broken=is_broken)
 
     def rebuilt(self) -> None:
         """Forget what went to the native groups: they are new ones.

@@ -67,12 +67,9 @@ class Hooks:
             if op is not None:  # a torch without this operator has no such collective
                 torch_private.hook(self._library, name, self._kernel(name, op, below))
 
-    def stand_in(self, group: ProcessGroup, replacement: ProcessGroup | None) -> None:
-        """Send the calls of *group* to *replacement* from now on; to itself again for ``None``."""
-        if replacement is None:
-            self._stand_ins.pop(group, None)
-        else:
-            self._stand_ins[group] = replacement
+    def stand_in(self, group: ProcessGroup, replacement: ProcessGroup) -> None:
+        """Send the calls of *group* to *replacement* from now on."""
+        self._stand_ins[group] = replacement
 
     def in_use(self, group: ProcessGroup) -> ProcessGroup:
         """Return the group that the calls of *group* go to."""
@@ -88,11 +85,15 @@ class Hooks:
             sent = args
             if replacement is not None:
                 sent = (*args[:place], replacement.boxed(), *args[place + 1 :])
+
+            def issue() -> Any:
+                return op.redispatch(keys & below, *sent, **kwargs)
+
             if self.listener is None:
-                result = op.redispatch(keys & below, *sent, **kwargs)
+                result = issue()
             else:
                 call = Call(name, group, {**dict(zip(names, args, strict=False)), **kwargs})
-                result = self.listener(call, lambda: op.redispatch(keys & below, *sent, **kwargs))
+                result = self.listener(call, issue)
             return result if self.waiter is None else self.waiter(result)
 
         return kernel

@@ -18,7 +18,8 @@ import torch
 
 from nbdist.runtime import torch_private
 from nbdist.runtime.hooks import Call, Issue
-from nbdist.runtime.table import ISSUED, GroupKey, Slot, Table
+from nbdist.runtime.slots import ISSUED, GroupKey, Slot
+from nbdist.runtime.table import Table
 from nbdist.runtime.torch_private import ProcessGroup
 
 _FAKES = frozenset({"fake", "threaded", "undefined"})

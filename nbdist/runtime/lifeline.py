@@ -15,7 +15,7 @@ generation it means, and a late one is ignored.
 Not covered: a C call that is no collective; optimizer steps that one rank has done and another not;
 what a collective that was cut off has written to its tensors. Sockets are told apart by when they
 were made: one that another thread opens while a group is being made is taken for the group's.
-NCCL's half has never run on a GPU; see `NCCL`.
+NCCL's half has never run on a GPU; see `NCCL` of `backends`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,13 @@ from typing import Any
 
 from nbdist.errors import CollectiveAborted, RebuildError
 from nbdist.runtime import torch_private
-from nbdist.runtime.backends import (
-    KINDS,
-    NCCL,
-    NCCL_ENVIRONMENT,
-    BackendKind,
-    abort_watched,
-)
+from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
 from nbdist.runtime.meeting import GroupRecipe, Meeting, recipe_of
 from nbdist.runtime.sockets import Sockets, all_sockets, new_sockets, shut_down
 from nbdist.runtime.torch_private import ProcessGroup, Store
 from nbdist.runtime.waiting import Waiting
-
-__all__ = ["NCCL", "NCCL_ENVIRONMENT", "CollectiveAborted", "Lifeline", "RebuildError"]
 
 CONNECT_TIMEOUT_S = 30.0
 REDUCE_PATIENCE_S = 10.0  # all ranks have issued these calls, so that they end
@@ -199,10 +191,10 @@ class Lifeline:
         self._begin(generation)
         base = torch_private.prefix_store(f"gen{generation}", store)
         meeting = Meeting(base, world.rank(), world.size(), timeout_s, self.raise_if_aborted)
-        common = meeting.agree([recipe_of(group, self._hooks) for group in groups])
+        recipes = [recipe_of(group, self._hooks) for group in groups]
+        common = meeting.agree(recipes)
         world_store = base
-        for group in groups:
-            recipe = recipe_of(group, self._hooks)
+        for group, recipe in zip(groups, recipes, strict=True):
             if (recipe.name, recipe.ranks) not in common:
                 continue
             group_store = torch_private.prefix_store(f"{recipe.name}/", world_store)

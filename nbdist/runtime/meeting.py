@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
-from typing import Any
+from typing import Any, Protocol
 
 from nbdist.errors import RebuildError
 from nbdist.runtime import torch_private
@@ -18,6 +18,38 @@ from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.torch_private import ProcessGroup, Store
 
 POLL_S = (0.0005, 0.01)
+
+
+class StoreLike(Protocol):
+    """What the ranks agree through: torch's stores are one."""
+
+    def set(self, key: str, value: str) -> None:
+        """Write *value*."""
+
+    def get(self, key: str) -> bytes:
+        """Return what was written."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Say whether all *keys* were written."""
+
+
+def wait_for_key(store: StoreLike, key: str, deadline: float, look: Callable[[], None]) -> bool:
+    """Wait until *key* was written; say whether it was. `get` would block where no signal reaches.
+
+    Args:
+        store: Where the ranks meet.
+        key: What another rank writes.
+        deadline: When to wait no more, on the monotonic clock.
+        look: Called now and then; raises what ends the wait.
+    """
+    pause = POLL_S[0]
+    while not store.check([key]):
+        look()
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, POLL_S[1])
+    return True
 
 
 @dataclass(frozen=True)
@@ -52,19 +84,14 @@ class Meeting:
     def wait(self, name: str, message: str) -> list[str]:
         """Wait until every rank is at *name*; return what each of them brought."""
         self._store.set(f"{name}/{self._rank}", message or "here")
-        deadline, pause = time.monotonic() + self._timeout_s, POLL_S[0]
+        deadline = time.monotonic() + self._timeout_s
         for rank in range(self._size):
-            key = f"{name}/{rank}"
-            while not self._store.check([key]):
-                self._check()
-                if time.monotonic() > deadline:
-                    raise RebuildError(
-                        f"rank {rank} did not come within {self._timeout_s:g} s to make the "
-                        "groups anew.\n`%dist status` says what it does; `%dist recover` tries "
-                        "again, `%dist restart` starts all ranks anew."
-                    )
-                time.sleep(pause)
-                pause = min(2 * pause, POLL_S[1])
+            if not wait_for_key(self._store, f"{name}/{rank}", deadline, self._check):
+                raise RebuildError(
+                    f"rank {rank} did not come within {self._timeout_s:g} s to make the "
+                    "groups anew.\n`%dist status` says what it does; `%dist recover` tries "
+                    "again, `%dist restart` starts all ranks anew."
+                )
         return [self._store.get(f"{name}/{rank}").decode() for rank in range(self._size)]
 
     def agree(

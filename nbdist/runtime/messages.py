@@ -7,30 +7,19 @@ Not covered: who receives from anybody; nobody can say which message that will b
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from nbdist.errors import CollectiveMismatch
-from nbdist.runtime import torch_private
-from nbdist.runtime.calls import record_of, source_of
+from nbdist.runtime.calls import record_of
 from nbdist.runtime.hooks import Call, Issue
 from nbdist.runtime.known_groups import KnownGroup, issue_counted
 from nbdist.runtime.outlook import Outlook
 from nbdist.runtime.signature import Signature
-from nbdist.runtime.table import (
-    ABANDONED,
-    ASYNC,
-    IDLE,
-    ISSUED,
-    WAITING,
-    GroupKey,
-    Record,
-    Slot,
-    Table,
-)
+from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING, GroupKey, Record, Slot
+from nbdist.runtime.table import Table
 from nbdist.runtime.turn import Patience
 from nbdist.runtime.wording import message_mismatch_text
 
@@ -91,9 +80,16 @@ class Messages:
                 channel.slot.hold(channel.me, is_held=False)
 
     def enter(
-        self, group: KnownGroup, call: Call, signature: Signature, *, may_wait: bool
+        self, group: KnownGroup, call: Call, signature: Signature, source: str, *, may_wait: bool
     ) -> Channel | None:
         """Post a message, compare it with its counterpart and wait as long as it has to.
+
+        Args:
+            group: Within which it is sent.
+            call: Of the operator.
+            signature: Of the call.
+            source: Line it was called from.
+            may_wait: Whoever called it waits for the peer anyway.
 
         Returns:
             Where it was posted; `Channel.issue` goes on from there. ``None`` where
@@ -111,16 +107,12 @@ class Messages:
         receiver = peer if is_sender else group.me
         if not 0 <= peer < group.size or peer == group.me:
             return None  # torch says so
-        frame = sys._getframe(2)
         waits = (
             may_wait
             and group.backends.get("cpu") == "gloo"  # its sends end when the receiver has come
             and call.args["tensors"][0].device.type == "cpu"
-            and torch_private.is_blocking_message(frame)
         )
-        record = record_of(
-            signature, source_of(frame), 0 if waits else ASYNC, tag=int(call.args["tag"])
-        )
+        record = record_of(signature, source, 0 if waits else ASYNC, tag=int(call.args["tag"]))
         with self._lock:
             channel = self._channel(group, peer, is_sender=is_sender)
         if channel.is_lost or group.slot.takes_from_any(receiver):

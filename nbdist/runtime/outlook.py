@@ -7,11 +7,10 @@ What was cancelled before the ranks agreed to go on (`cut`) is over.
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from nbdist.errors import CollectiveMismatch, PeerFailed
 from nbdist.runtime.known_groups import KnownGroup
-from nbdist.runtime.table import Cancellation, Record, Table
+from nbdist.runtime.slots import Record
+from nbdist.runtime.table import Cancellation, Table
 from nbdist.runtime.wording import where_text
 
 
@@ -55,19 +54,14 @@ class Outlook:
         cancellation = self._table.cancellation(group.key.ranks, self.cut)
         if cancellation is not None:
             where = f"{where_text(record, group.name, seq)}; nothing was sent"
-            raise_cancelled(cancellation, where)
+            raise error_of(cancellation, where)
 
 
-def raise_cancelled(cancellation: Cancellation, where: str) -> NoReturn:
-    """Raise what *cancellation* means to a rank that is at *where*.
-
-    Raises:
-        CollectiveMismatch: A peer has found that the ranks call different things.
-        PeerFailed: Anything else.
-    """
+def error_of(cancellation: Cancellation, where: str) -> CollectiveMismatch | PeerFailed:
+    """Return what *cancellation* means to a rank that is at *where*."""
     if cancellation.kind == "mismatch":
-        raise CollectiveMismatch(cancellation.reason)
-    raise PeerFailed(
+        return CollectiveMismatch(cancellation.reason)
+    return PeerFailed(
         f"{cancellation.reason}\n"
         f"This rank waited for it in {where}.\n"
         "All variables of this rank are kept; the next cell works with the same groups.",

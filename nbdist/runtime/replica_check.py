@@ -12,10 +12,9 @@ pickled (they are named).
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,8 +28,7 @@ from nbdist.runtime.collectives import all_gather_objects, broadcast, broadcast_
 from nbdist.runtime.group import get_rank, initialized
 from nbdist.runtime.replica_entries import Entries, entries_of, is_plain
 from nbdist.runtime.replica_report import Difference, Distance, Report, name_ranks
-
-CHUNK_BYTES = 16 * 2**20
+from nbdist.runtime.tensor_bytes import hash_elements, new_hash
 
 
 @dataclass(frozen=True)
@@ -218,22 +216,13 @@ def fact_of(value: Any) -> Fact:
         content = repr(value).encode() if is_plain(value) else pickle.dumps(value)
         return Fact(type(value).__name__, _digest(content), text[:40])
     form = f"tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    return Fact(form, _digest(*_bytes_of(value)), size_bytes=value.nbytes)
+    return Fact(form, hash_elements(value), size_bytes=value.nbytes)
 
 
-def _bytes_of(tensor: torch.Tensor) -> Iterator[memoryview]:
-    """Yield the elements in row-major order; from a GPU a little at a time."""
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    if plain.numel():
-        for part in plain.reshape(-1).view(torch.uint8).split(CHUNK_BYTES):
-            yield memoryview(part.cpu().numpy())
-
-
-def _digest(*parts: Any) -> str:
-    content = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        content.update(part)
-    return content.hexdigest()
+def _digest(data: bytes) -> str:
+    content = new_hash()
+    content.update(data)
+    return str(content.hexdigest())
 
 
 def _measured(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,8 +25,6 @@ from typing import Any, Literal
 import torch
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed import distributed_c10d as c10d
-
-READ_IN = "2.13.0"
 
 _native: Any = torch._C._distributed_c10d
 _TORCH = str(Path(torch.__file__).parent)
@@ -224,13 +223,18 @@ def consumer_of_work(frame: Any) -> Literal["python", "reducer", "native"]:
     return "native" if caller in _WAIT_NATIVELY else "python"
 
 
-#: How gloo begins when a peer's end of a connection is gone.
-_LOST = ("Connection closed", "Connection reset", "Socket closed", "Broken pipe", "Read error")
+#: What gloo and NCCL say when a peer's end of a connection is gone.
+_LOST = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|Socket closed|[Bb]roken pipe|Read error|gloo|NCCL"
+)
 
 
 def is_lost_connection(exc: BaseException) -> bool:
-    """Say whether *exc* is what a native call raises when the process of a peer has ended."""
-    return isinstance(exc, RuntimeError) and any(text in str(exc) for text in _LOST)
+    """Say whether *exc* reads as what a native call raises when the process of a peer has ended.
+
+    So may an error that the user raises: who asks has to tell those apart.
+    """
+    return isinstance(exc, RuntimeError) and _LOST.search(str(exc)) is not None
 
 
 def is_real(value: Any) -> bool:

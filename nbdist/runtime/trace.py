@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from nbdist.runtime import torch_private
 from nbdist.runtime.signature import Signature
-from nbdist.runtime.table import GroupKey
+from nbdist.runtime.slots import GroupKey
 from nbdist.wire import CallSite, RankTrace, TracedCall, TracedCell
 
 NUM_CALLS = 10_000

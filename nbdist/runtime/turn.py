@@ -15,9 +15,11 @@ from nbdist.errors import CollectiveMismatch, CollectiveTimeout, PeerFailed
 from nbdist.runtime.known_groups import KnownGroup
 from nbdist.runtime.outlook import Outlook
 from nbdist.runtime.signature import Signature, fits, has_to_wait
-from nbdist.runtime.table import ABANDONED, ASYNC, SPIN_S, WENT_ON, Record, Slot, Table
+from nbdist.runtime.slots import ABANDONED, ASYNC, WENT_ON, Record, Slot
+from nbdist.runtime.table import Table
 from nbdist.runtime.wording import mismatch_text, missing_text, where_text
 
+SPIN_S = 50e-6  # a peer that is about to come needs no system call
 PATIENCE_S = 0.05  # for a peer that a call with a root does not need
 REASON_PATIENCE_S = 0.05  # until a peer that gave up has said why
 TIMEOUT_SLICE_S = 0.05

@@ -5,7 +5,7 @@ Pure: records and slots in, text out.
 
 from __future__ import annotations
 
-from nbdist.runtime.table import Record, Slot
+from nbdist.runtime.slots import Record, Slot
 
 _WORLD = "0"  # torch's name of the first group that is made
 

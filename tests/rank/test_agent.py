@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -29,8 +31,23 @@ pytestmark = pytest.mark.ranks
 SEGFAULT = "import ctypes; ctypes.string_at(0)"
 
 
+IMPORTED = "sorted(name for name in __import__('sys').modules if name.startswith('torch'))"
+
+
 def wait_for_death(session: Session, rank: int) -> None:
     wait_until(lambda: rank in session.dead_ranks, f"the death of rank {rank} to be known")
+
+
+def test_what_a_rank_needs_of_torch_is_imported_once_before_the_fork(run_folder: Path) -> None:
+    code = f"from nbdist.rank import engine; engine.preload(); print(*{IMPORTED})"
+    before = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    with ranks(1) as session:
+        [found] = values(session, IMPORTED)
+
+    assert set(found) - set(before.stdout.split()) == set()
 
 
 @pytest.mark.parametrize(
@@ -102,10 +119,17 @@ def test_a_death_frees_a_pull_that_waits_for_the_rank(run_folder: Path) -> None:
         session.pull("__import__('os').kill(__import__('os').getpid(), 9) if rank else 0")
 
 
-def test_cells_that_waited_behind_the_deadly_one_end_too(run_folder: Path) -> None:
+def test_cells_that_waited_behind_the_deadly_one_end_too(run_folder: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    code = (
+        "import os, pathlib, time\n"
+        f"while not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.01)\n"
+        "if rank: os._exit(1)"
+    )
     with ranks(2) as session:
-        deadly = session.run("import os, time; time.sleep(0.3); os._exit(1) if rank else None")
+        deadly = session.run(code)
         behind = session.run("rank")
+        gate.touch()
 
         assert deadly.wait(20)
         assert behind.wait(20)

@@ -265,6 +265,19 @@ def test_it_is_as_long_as_what_it_loops_over() -> None:
         len(progress(iter([1, 2])))
 
 
+def test_its_arguments_stand_in_the_order_of_tqdm() -> None:
+    bar = progress(iter("ab"), "letters", 2)
+
+    assert (bar.desc, bar.total) == ("letters", 2)
+    assert progress(iter("ab"), total=float("inf")).total is None
+
+
+@pytest.mark.parametrize("wrong", [{"desc": 3}, {"total": "letters"}, {"total": [1]}])
+def test_what_is_no_text_or_no_number_is_refused_before_the_loop(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"nbdist.progress: {next(iter(wrong))} must be"):
+        progress("ab", **wrong)
+
+
 # On real ranks ------------------------------------------------------------------------------------
 
 TQDM = "from tqdm import tqdm, trange\n"

@@ -23,6 +23,7 @@ from nbdist.rank import by_value
 from nbdist.rank.parcels import RANDOM_STATES, read, write
 from nbdist.rank.placed import Place
 from nbdist.rank.replicas import Digest, Kind, choose, survey
+from nbdist.runtime import tensor_bytes
 
 CPU = torch.device("cpu")
 Namespace = dict[str, Any]
@@ -196,7 +197,7 @@ def test_what_names_its_own_rank_is_alike_on_all(ranks: Ranks) -> None:
 
 
 def test_each_tensor_is_read_once_for_all_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, hash_elements, seen = torch.nn.Linear(2, 2), by_value.hash_elements, []
+    model, hash_elements, seen = torch.nn.Linear(2, 2), tensor_bytes.hash_elements, []
 
     def watched(tensor: torch.Tensor) -> str:
         seen.append(tensor)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from nbdist.runtime.flight import flight_calls, forget_flight
-from nbdist.sessions.diagnosis import is_native_wait, still_place
+from nbdist.sessions.stacks import is_native_wait, still_place
 from nbdist.wire import Frame
 from tests.runtime.real_ranks import World, main
 

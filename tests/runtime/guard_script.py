@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import statistics
 import sys
 import threading
@@ -181,14 +180,8 @@ def interrupted(world: World) -> None:
     }
     for name, call in kinds.items():
         world.meet()
-        pressed: list[float] = []
-
-        def press(pressed: list[float] = pressed) -> None:
-            pressed.append(time.time())
-            os.kill(os.getpid(), signal.SIGINT)
-
         if world.rank == 0:
-            world.after(0.15, press)
+            pressed = world.interrupt_after(0.15)
             error = world.attempt(call)
             world.say(**{f"{name} ms": (time.time() - pressed[0]) * 1e3})
             world.store.set(f"stopped {name}", "1")
@@ -202,18 +195,21 @@ def interrupted(world: World) -> None:
 def quiet_wait(world: World) -> None:
     """A second of waiting; what it costs, and what others can see of it."""
     world.join()
+    world.say(before=time.time())
     world.meet()
     if world.rank == 0:
         before = os.times()
         dist.all_reduce(ones(1))
         after = os.times()
-        world.say(cpu=after.user + after.system - before.user - before.system)
+        busy = after.user + after.system - before.user - before.system
+        world.say(share_of_processor=busy / (after.elapsed - before.elapsed))
     else:
-        time.sleep(0.5)
-        [group] = world.table.view()
-        waiting = group.members[0]
-        world.say(seen=[waiting.phase, waiting.seq, waiting.text, time.time() - waiting.since])
-        time.sleep(0.5)
+        while not (groups := world.table.view()) or groups[0].members[0].phase != "waiting":
+            time.sleep(0.001)
+        waiting = groups[0].members[0]
+        world.say(after=time.time(), since=waiting.since)
+        world.say(seen=[waiting.phase, waiting.seq, waiting.text])
+        time.sleep(1)
         dist.all_reduce(ones(1))
 
 

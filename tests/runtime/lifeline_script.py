@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +278,7 @@ def replaced(world: World) -> None:
     error = world.run_cell(work)
     noticed_ms = (time.time() - float(world.store.get("killed"))) * 1e3
     if world.rank == 0:
-        become_parent_of_fresh(world)
+        world.start_fresh(__file__, 1)
     world.generation, world.num_meetings = 1, 0
     started = time.time()
     world.resync()
@@ -300,27 +299,8 @@ def kill_rank_one(world: World) -> None:
     world.table.cancel("rank 1 died: signal 9 (SIGKILL)", 1, of=1, kind="died")
 
 
-def become_parent_of_fresh(world: World) -> None:
-    """Start a fresh interpreter as rank 1, as the agent forks one."""
-    arguments = [sys.executable, "-W", "ignore", __file__, "fresh", str(world.port)]
-    os.posix_spawn(sys.executable, [*arguments, str(world.folder)], os.environ)
-
-
-def fresh(port: int, folder: Path) -> None:
-    world = World(1, 3, port, folder)
-    torch.set_num_threads(1)
-    world.guard.install()
-    world.lifeline.install(generation=1)
-    world.generation = 1
-
-    def make_world(store: Any) -> None:
-        dist.init_process_group(
-            "gloo", store=store, rank=1, world_size=3, timeout=timedelta(seconds=30)
-        )
-
-    world.resync()
-    world.lifeline.join(make_world, world.open_store(), 1, rank=1, world_size=3)
-    world.guard.rebuilt()
+def fresh(world: World) -> None:
+    world.take_place()
     total = ones(2)
     dist.all_reduce(total)
     [pair] = [g for g in dist.distributed_c10d._world.pg_map if g.size() == 2]
@@ -332,7 +312,4 @@ replaced.__dict__["expected_codes"] = [0, -9, 0]
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fresh":
-        fresh(int(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        main(globals())
+    main(globals())

@@ -26,6 +26,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PATIENCE_S = 50.0
+# Who is freed, is freed in milliseconds; who is not, waits for the group's own timeout of 30 s.
+FREED_MS = 5_000
 
 Facts = dict[str, Any]
 
@@ -50,6 +52,11 @@ def run_ranks(script: str, case: str, num_ranks: int) -> list[Facts]:
     assert process.returncode == 0, f"{out}\n{err}"
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return sorted(lines, key=lambda facts: int(facts["rank"]))
+
+
+def cases(facts: Facts) -> dict[str, Any]:
+    """Return what a rank said of each case, by the case's name."""
+    return {name: fact for name, fact in facts.items() if name != "rank"}
 
 
 @dataclass
@@ -80,7 +87,7 @@ class World:
             timeout=timedelta(seconds=30),
         )
         self.table = Table(self.folder / "table")
-        self.guard = Guard(self.table, self.rank, self.size)
+        self.guard = Guard(self.table, self.rank)
         self.lifeline = Lifeline()
         self.rescue = Rescue(self.guard, self.lifeline)
 
@@ -161,6 +168,46 @@ class World:
         self.lifeline.rebuild(self.open_store(), self.generation)
         self.guard.rebuilt()
 
+    def start_fresh(self, script: str, rank: int) -> None:
+        """Start an interpreter in the place of a dead rank: it runs ``fresh`` of *script*."""
+        arguments = [sys.executable, "-W", "ignore", script, "fresh", str(rank), str(self.size)]
+        where = [str(self.port), str(self.folder)]
+        os.posix_spawn(sys.executable, [*arguments, *where], os.environ)
+
+    def take_place(self) -> None:
+        """Be such an interpreter: join the others, who rebuild for the first time."""
+        import torch
+        import torch.distributed as dist
+
+        torch.set_num_threads(1)
+        self.generation = 1
+        self.guard.install()
+        self.lifeline.install(generation=1)
+
+        def make_world(store: Any) -> None:
+            dist.init_process_group(
+                "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=30),
+            )
+
+        self.resync()
+        self.lifeline.join(make_world, self.open_store(), 1, rank=self.rank, world_size=self.size)
+        self.guard.rebuilt()
+
+    def interrupt_after(self, seconds: float) -> list[float]:
+        """Press stop in a moment; what is returned gets the time of that, once it is done."""
+        pressed: list[float] = []
+
+        def press() -> None:
+            pressed.append(time.time())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        self.after(seconds, press)
+        return pressed
+
     def after(self, seconds: float, action: Callable[[], Any]) -> None:
         """Run *action* in a thread, as the control channel does."""
         timer = threading.Timer(seconds, action)
@@ -169,7 +216,14 @@ class World:
 
 
 def main(functions: Mapping[str, Any]) -> None:
-    """Be the script: fork the ranks, keep the store, end when they have."""
+    """Be the script: fork the ranks, keep the store, end when they have.
+
+    With ``fresh`` as its argument, be the one rank that `World.start_fresh` has asked for.
+    """
+    if sys.argv[1] == "fresh":
+        rank, size, port = map(int, sys.argv[2:5])
+        functions["fresh"](World(rank, size, port, Path(sys.argv[5])))
+        return
     import torch.distributed as dist
 
     import nbdist.runtime.rescue  # noqa: F401 - imported to be there after the fork

@@ -8,7 +8,6 @@ import signal
 import sys
 import traceback
 import types
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +229,7 @@ def replaced(world: World) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     world.meet()
     if world.rank == 0:
-        arguments = [sys.executable, "-W", "ignore", __file__, "fresh", str(world.port)]
-        os.posix_spawn(sys.executable, [*arguments, str(world.folder)], os.environ)
+        world.start_fresh(__file__, 1)
     world.lifeline.abort("rank 1 died", generation=0)
     world.generation, world.num_meetings = 1, 0
     world.resync()
@@ -243,21 +241,8 @@ def replaced(world: World) -> None:
     world.say(fresh=eval(world.store.get("fresh").decode()))
 
 
-def fresh(port: int, folder: Path) -> None:
-    world = World(1, 3, port, folder)
-    torch.set_num_threads(1)
-    world.guard.install()
-    world.lifeline.install(generation=1)
-    world.generation = 1
-
-    def make_world(store: Any) -> None:
-        dist.init_process_group(
-            "gloo", store=store, rank=1, world_size=3, timeout=timedelta(seconds=30)
-        )
-
-    world.resync()
-    world.lifeline.join(make_world, world.open_store(), 1, rank=1, world_size=3)
-    world.guard.rebuilt()
+def fresh(world: World) -> None:
+    world.take_place()
     notebook = Notebook(world)
     notebook.share(is_fresh=True)
     losses = notebook.value("train(range(5, 10))")
@@ -337,7 +322,4 @@ def checking(world: World) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fresh":
-        fresh(int(sys.argv[2]), Path(sys.argv[3]))
-    else:
-        main(globals())
+    main(globals())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import pytest
 
 from nbdist.runtime import torch_private
 from nbdist.runtime.torch_private import probe
-from tests.runtime.real_ranks import Facts, run_ranks
+from tests.runtime.real_ranks import FREED_MS, Facts, cases, run_ranks
 
 SCRIPT = "guard_script.py"
 
@@ -17,10 +16,6 @@ SCRIPT = "guard_script.py"
 @cache
 def facts_of(case: str, num_ranks: int) -> list[Facts]:
     return run_ranks(SCRIPT, case, num_ranks)
-
-
-def cases(facts: Facts) -> dict[str, Any]:
-    return {name: fact for name, fact in facts.items() if name != "rank"}
 
 
 def test_this_torch_has_every_private_name() -> None:
@@ -42,6 +37,24 @@ def test_a_name_that_is_not_there_costs_its_ability_alone() -> None:
 
 def test_messages_are_told_apart_by_who_calls() -> None:
     assert not torch_private.is_blocking_message(None)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("[.../tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4"), True),
+        (RuntimeError("writev: Broken pipe"), True),
+        (RuntimeError("Socket closed"), True),
+        (RuntimeError("Read error [127.0.0.1]:4: Connection reset by peer"), True),
+        (RuntimeError("NCCL error: remote process exited"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ConnectionResetError("Connection reset by peer"), False),
+    ],
+)
+def test_the_end_of_a_peer_is_known_by_what_the_native_call_says(
+    error: Exception, is_lost: bool
+) -> None:
+    assert torch_private.is_lost_connection(error) == is_lost
 
 
 @pytest.mark.recovery
@@ -75,7 +88,7 @@ def test_a_peer_that_raises_frees_those_who_wait_and_is_named() -> None:
                 assert error == "ValueError: user bug"
             else:
                 assert error.startswith("PeerFailed: rank 1 raised ValueError: user bug"), name
-                assert ms < 100, name
+                assert ms < FREED_MS, name
             assert damaged == [], name
             assert is_usable, name
 
@@ -89,7 +102,7 @@ def test_a_signal_ends_the_wait_and_the_late_peer_does_not_hang() -> None:
         assert first[name] == ["KeyboardInterrupt: ", [], True], name
         assert second[name][0].startswith("PeerFailed: rank 0 gave up"), name
         assert second[name][1:] == [[], True], name
-        assert first[f"{name} ms"] < 100, name
+        assert first[f"{name} ms"] < FREED_MS, name
 
 
 @pytest.mark.recovery
@@ -97,10 +110,10 @@ def test_a_signal_ends_the_wait_and_the_late_peer_does_not_hang() -> None:
 def test_waiting_costs_no_time_of_the_processor_and_is_seen_from_outside() -> None:
     first, second = facts_of("quiet_wait", 2)
 
-    assert first["cpu"] < 0.15
-    phase, seq, text, seconds = second["seen"]
+    assert first["share_of_processor"] < 0.2
+    phase, seq, text = second["seen"]
     assert (phase, seq, text) == ("waiting", 1, "all_reduce(float32[1], sum)")
-    assert 0.3 < seconds < 2
+    assert second["before"] <= second["since"] <= second["after"]
 
 
 @pytest.mark.recovery

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nbdist.runtime.messages import Channel, _absorb
-from nbdist.runtime.table import GroupKey, Record, Table
+from nbdist.runtime.slots import GroupKey, Record
+from nbdist.runtime.table import Table
 
 SENDER, RECEIVER = 0, 1
 

@@ -5,15 +5,18 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from nbdist.runtime import table as table_module
-from nbdist.runtime.table import ABANDONED, ASYNC, GroupKey, Record, Table
+from nbdist.runtime import futex, slots
+from nbdist.runtime.slots import ABANDONED, ASYNC, GroupKey, Record
+from nbdist.runtime.table import CHUNK_BYTES, Table
+from tests.waiting import PATIENCE_S, wait_until
 
 WORLD = GroupKey("0", (0, 1))
+LONG_S = 10 * PATIENCE_S  # who sleeps as long as that was not woken
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def test_the_file_is_this_users_alone(table: Table) -> None:
 
 
 def test_another_file_is_no_table(tmp_path: Path) -> None:
-    (tmp_path / "other").write_bytes(bytes(table_module.CHUNK_BYTES))
+    (tmp_path / "other").write_bytes(bytes(CHUNK_BYTES))
 
     with pytest.raises(ValueError, match="no table"):
         Table(tmp_path / "other")
@@ -79,8 +82,8 @@ def test_long_texts_are_cut(table: Table) -> None:
 
     assert read is not None
     assert read.text.endswith("...")
-    assert len(read.text.encode()) <= table_module.TEXT_BYTES
-    assert len(read.source) == table_module.SOURCE_BYTES
+    assert len(read.text.encode()) <= slots.TEXT_BYTES
+    assert len(read.source) == slots.SOURCE_BYTES
 
 
 def test_flags_are_added_later(table: Table) -> None:
@@ -128,7 +131,7 @@ def test_groups_of_one_name_but_other_ranks_have_slots_of_their_own(table: Table
 
 
 def test_there_is_room_for_any_number_of_groups(table: Table) -> None:
-    num_groups = table_module.CHUNK_BYTES // table.slot(WORLD, 0).size_bytes + 20
+    num_groups = CHUNK_BYTES // table.slot(WORLD, 0).size_bytes + 20
     for number in range(num_groups):
         table.slot(GroupKey(f"g{number}", (0, 1)), 0).post(0, record(number))
 
@@ -179,7 +182,7 @@ def test_large_groups_have_shorter_rings(tmp_path: Path) -> None:
         slot.post(255, Record(1, "x", gives=tuple(range(256)), takes=tuple(range(256))))
         read = slot.record(255, 1)
 
-    assert slot.num_records < table_module.MAX_RECORDS
+    assert slot.num_records < slots.MAX_RECORDS
     assert read is not None
     assert read.gives == tuple(range(256))
 
@@ -187,41 +190,63 @@ def test_large_groups_have_shorter_rings(tmp_path: Path) -> None:
 # Waiting ------------------------------------------------------------------------------------------
 
 
-def test_a_post_wakes_who_waits(table: Table) -> None:
+@pytest.fixture
+def sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let nothing but a wake end a sleep; return the sleeps that were begun."""
+    begun: list[float] = []
+    sleep = futex.Futex.wait
+
+    def noted(word: futex.Futex, expected: int, timeout_s: float) -> None:
+        begun.append(timeout_s)
+        sleep(word, expected, timeout_s)
+
+    monkeypatch.setattr(futex.Futex, "wait", noted)
+    monkeypatch.setattr(futex, "SLICE_S", LONG_S)
+    return begun
+
+
+def begin(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    return thread
+
+
+def ends(thread: threading.Thread) -> bool:
+    thread.join(PATIENCE_S)
+    return not thread.is_alive()
+
+
+def test_a_post_wakes_who_waits(table: Table, sleeps: list[float]) -> None:
     slot = table.slot(WORLD, 0)
     word = slot.word
-    late: list[float] = []
 
     def wait() -> None:
         while slot.seq(1) == 0:
-            slot.wait(0, slot.word, 5)
-        late.append(time.perf_counter())
+            slot.wait(0, slot.word, LONG_S)
 
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    time.sleep(0.02)
-    posted = time.perf_counter()
+    waiter = begin(wait)
+    wait_until(lambda: sleeps, "the waiter to sleep")
     slot.post(1, record())
-    waiter.join(5)
 
+    assert ends(waiter)
     assert slot.word != word
-    assert late[0] - posted < 0.02
 
 
-def test_a_wait_on_an_old_word_ends_at_once(table: Table) -> None:
+def test_a_wait_on_an_old_word_ends_at_once(table: Table, sleeps: list[float]) -> None:
     slot = table.slot(WORLD, 0)
     word = slot.word
     slot.post(1, record())
-    started = time.perf_counter()
-    slot.wait(0, word, 5)
 
-    assert time.perf_counter() - started < 0.02
+    waiter = begin(lambda: slot.wait(0, word, LONG_S))
+
+    assert ends(waiter)
+    assert sleeps == [LONG_S]
 
 
 def test_without_the_system_call_waiting_still_works(
     table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_module, "_FUTEX_CALL", {})
+    monkeypatch.setattr(futex, "_FUTEX_CALL", {})
     with Table(table.path) as other:
         slot = other.slot(WORLD, 0)
         slot.wait(0, slot.word, 1)
@@ -280,34 +305,23 @@ def test_a_death_is_told_in_place_of_what_came_before(table: Table) -> None:
     assert found.reason == "rank 1 died"
 
 
-def test_another_process_can_cancel_and_wakes_all(table: Table) -> None:
+def test_another_process_can_cancel_and_wakes_all(table: Table, sleeps: list[float]) -> None:
     slot = table.slot(WORLD, 0)
-    seen: list[float] = []
 
     def wait() -> None:
         while table.epoch == 0:
-            slot.wait(0, slot.word, 5)
-        seen.append(time.perf_counter())
+            slot.wait(0, slot.word, LONG_S)
 
-    def watch() -> None:
-        assert table.wait_for_cancel(0, 5)
-        seen.append(time.perf_counter())
-
-    threads = [threading.Thread(target=wait), threading.Thread(target=watch)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.02)
-    cancelled = time.perf_counter()
+    threads = [begin(wait), begin(lambda: table.wait_for_cancel(0, LONG_S))]
+    wait_until(lambda: len(sleeps) == 2, "both to sleep")
     pid = os.fork()
     if pid == 0:
         with Table(table.path) as own:
             own.cancel("rank 1 died", 1, of=1, kind="died")
         os._exit(0)
     os.waitpid(pid, 0)
-    for thread in threads:
-        thread.join(5)
 
-    assert max(seen) - cancelled < 0.2
+    assert all(map(ends, threads))
 
 
 def test_waiting_for_a_cancellation_has_an_end(table: Table) -> None:

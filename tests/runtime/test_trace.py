@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nbdist.runtime.signature import Signature
-from nbdist.runtime.table import GroupKey
+from nbdist.runtime.slots import GroupKey
 from nbdist.runtime.trace import CallTrace, entry_of
 from nbdist.wire import RankTrace
 from tests.runtime.real_ranks import Facts, run_ranks
@@ -278,6 +278,6 @@ def test_no_tensor_lives_on_in_the_ring() -> None:
 
 @pytest.mark.ranks
 def test_recording_costs_microseconds() -> None:
-    # 2 µs were measured; the guard may take 250 in all, and the machine may be busy.
+    # As much as one of torch's smallest calls was measured, 2 µs; the guard may take 250 in all.
     for facts in facts_of("cost"):
-        assert facts["us"] < 50
+        assert facts["us"] < 15 * facts["torch_us"]

@@ -101,14 +101,8 @@ def interrupted(world: World) -> None:
     }
     for name, call in kinds.items():
         world.meet()
-        pressed: list[float] = []
-
-        def press(pressed: list[float] = pressed) -> None:
-            pressed.append(time.time())
-            os.kill(os.getpid(), signal.SIGINT)
-
         if world.rank == 0:
-            world.after(0.1, press)
+            pressed = world.interrupt_after(0.1)
             error = world.run_cell(call)
             world.say(**{name: [error, (time.time() - pressed[0]) * 1e3]})
         outcome = world.recover()

@@ -1,0 +1,32 @@
+"""Read what a tensor holds as bytes; from a GPU a little at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+CHUNK_BYTES = 16 * 2**20
+
+
+def chunks_of(flat: torch.Tensor) -> Iterator[memoryview]:
+    """Yield the bytes of *flat*, of shape ``(num_bytes,)`` and dtype uint8."""
+    for part in flat.split(CHUNK_BYTES):
+        yield memoryview(part.cpu().numpy())
+
+
+def new_hash() -> Any:
+    """Return a hash of nothing yet, as short as is enough to tell contents apart."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def hash_elements(tensor: torch.Tensor) -> str:
+    """Return a hash of a tensor's elements in row-major order, wherever it lies."""
+    content = new_hash()
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    if plain.numel():
+        for part in chunks_of(plain.reshape(-1).view(torch.uint8)):
+            content.update(part)
+    return str(content.hexdigest())
