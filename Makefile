@@ -31,7 +31,7 @@ BROWSER := chromium fonts-dejavu fonts-liberation fonts-noto-color-emoji
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks test-browser browser bench clean
+.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks test-browser browser bench pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ browser:
 
 bench: $(STAMP) $(PEERS_STAMP) ## nbdist beside its peers; BENCH='--quick --ranks 2' for options
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+pictures: $(STAMP) $(PEERS_STAMP) browser ## those of README and docs, from cells that really run
+	@$(BIN)/python -m tests.browser.pictures
 
 clean: ## remove what make built, copies of tutorials too; environments stay
 	rm -rf build dist htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache \

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from playwright.sync_api import Error
 
 from tests.browser.lab import Lab, chromium
 from tests.browser.page import NotebookPage
@@ -55,6 +58,20 @@ def open_notebook(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Open]:
     yield open_
     for page in opened:
         page.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Where a test fails, keep a picture of each open page and the end of the server's log."""
+    report = yield
+    funcargs: dict[str, Any] = getattr(item, "funcargs", {})
+    if report.failed and (lab := funcargs.get("lab")) is not None:
+        report.sections.append(("log of the server", lab.log()))
+        for number, tab in enumerate(lab.context.pages):
+            name = re.sub(r"\W+", "-", item.name)
+            with contextlib.suppress(Error):  # a page that hangs has no picture
+                tab.screenshot(path=PICTURES / f"failed-{name}-{number}.png")
+    return report
 
 
 @pytest.fixture

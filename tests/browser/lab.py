@@ -81,9 +81,12 @@ class Lab:
         folder: An empty folder for notebooks, settings and all else that the two keep.
         executable: The browser.
         is_dark: Start with JupyterLab's dark theme.
+        scale: Pixels of a picture for each of the page.
     """
 
-    def __init__(self, folder: Path, executable: str, *, is_dark: bool = False) -> None:
+    def __init__(
+        self, folder: Path, executable: str, *, is_dark: bool = False, scale: float = 1.5
+    ) -> None:
         self.folder = folder / "notebooks"
         self.folder.mkdir(parents=True)
         self.refused: list[str] = []
@@ -91,6 +94,7 @@ class Lab:
         self.leftovers: list[str] = []
         self._home = folder
         self._executable = executable
+        self._scale = scale
         self._mark = uuid.uuid4().hex
         self._token = secrets.token_hex(16)
         self._write_settings("JupyterLab Dark" if is_dark else "JupyterLab Light")
@@ -116,7 +120,12 @@ class Lab:
         return f"<Lab {self.url} {'ended' if self._server.poll() is not None else 'running'}>"
 
     def notebook(
-        self, name: str, cells: Sequence[str] | None = None, *, has_kernel: bool = True
+        self,
+        name: str,
+        cells: Sequence[str] | None = None,
+        *,
+        has_kernel: bool = True,
+        kernel: str = "python3",
     ) -> NotebookPage:
         """Open a notebook in a new tab.
 
@@ -124,14 +133,22 @@ class Lab:
             name: Its file.
             cells: Write it first, with these code cells.
             has_kernel: Start its kernel; else say "No Kernel" when asked for one.
+            kernel: Which, if it is written.
         """
         if cells is not None:
-            self.write(name, cells)
+            self.write(name, cells, kernel=kernel)
         return NotebookPage(self, name, has_kernel=has_kernel)
 
-    def write(self, name: str, cells: Sequence[str]) -> Path:
+    def add_kernel(self, name: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Make a kernel known that is started with *argv*."""
+        path = self._home / "data" / "kernels" / name / "kernel.json"
+        path.parent.mkdir(parents=True)
+        spec = {"argv": list(argv), "env": dict(env), "display_name": name, "language": "python"}
+        path.write_text(json.dumps(spec))
+
+    def write(self, name: str, cells: Sequence[str], *, kernel: str = "python3") -> Path:
         """Write a notebook of code cells."""
-        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        spec = {"name": kernel, "display_name": kernel, "language": "python"}
         empty: dict[str, Any] = {
             "cell_type": "code",
             "metadata": {},
@@ -141,7 +158,7 @@ class Lab:
         notebook = {
             "nbformat": 4,
             "nbformat_minor": 5,
-            "metadata": {"kernelspec": kernel},
+            "metadata": {"kernelspec": spec},
             "cells": [{**empty, "id": f"c{i}", "source": text} for i, text in enumerate(cells)],
         }
         path = self.folder / name
@@ -161,6 +178,10 @@ class Lab:
         with opener.open(request, timeout=30) as answer:
             body = answer.read()
         return json.loads(body) if body else None
+
+    def log(self) -> str:
+        """Return the end of what the server and the kernels wrote."""
+        return (self._home / "server.log").read_text(errors="replace")[-4000:]
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes that live and came from this server."""
@@ -231,7 +252,7 @@ class Lab:
         wait_until(self._answers, f"JupyterLab; see {log}", timeout_s=START_S)
 
     def _answers(self) -> bool:
-        assert self._server.poll() is None, (self._home / "server.log").read_text()[-4000:]
+        assert self._server.poll() is None, self.log()
         try:
             self.ask("api/status")
         except OSError:
@@ -259,7 +280,7 @@ class Lab:
         )
         self.context: BrowserContext = self.browser.new_context(
             viewport=WINDOW,  # type: ignore[arg-type]  # a TypedDict of playwright
-            device_scale_factor=1.5,
+            device_scale_factor=self._scale,
         )
         self.context.set_default_timeout(30_000)
         self.context.route("**/*", self._gate)

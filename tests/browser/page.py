@@ -175,13 +175,17 @@ class NotebookPage:
 
     # The whole notebook -----------------------------------------------------------------------
 
-    def press(self, item: str) -> None:
-        """Press a button of the notebook's toolbar: ``interrupt``, ``restart``."""
+    def press_stop(self) -> None:
+        """Press ■ in the notebook's toolbar; returns when the server has told the kernel."""
+        with self.tab.expect_response("**/interrupt*"):
+            self._press("interrupt")
+
+    def _press(self, item: str) -> None:
         self.tab.locator(BUTTON.format(item)).first.click()
 
     def restart(self) -> None:
         """Restart the kernel with the toolbar's button, and confirm."""
-        self.press("restart")
+        self._press("restart")
         self.tab.locator(ACCEPT).first.click()
         self.tab.locator(ACCEPT).wait_for(state="detached")
         self.wait_until_idle()

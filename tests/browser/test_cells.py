@@ -9,6 +9,7 @@ import itertools
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ print("rank", rank, "is over")
 """
 
 
+TRAINING = """%%dist
+import pathlib, time
+from tqdm.auto import tqdm
+for step in {loop}:
+    while step == (22 if rank == 1 else 40) and not pathlib.Path({gate!r}).exists():
+        time.sleep(0.05)
+"""
+
+
 class Gate:
     """A file that ends the cells that wait for it."""
 
@@ -44,6 +54,7 @@ class Gate:
     def __init__(self, lab: Lab) -> None:
         self._path = lab.folder / f"gate-{next(self._numbers)}"
         self.ticking = TICKING.format(gate=str(self._path))
+        self.training = partial(TRAINING.format, gate=str(self._path))
 
     def open(self) -> None:
         self._path.touch()
@@ -131,13 +142,38 @@ def test_a_cell_that_prints_nothing_leaves_nothing(four: NotebookPage, gate: Gat
     assert four.outputs(1) == []
 
 
+@pytest.mark.parametrize(
+    ("loop", "name"),
+    [
+        ("tqdm(range(100), 'train', mininterval=0, miniters=1)", "tqdm"),
+        ("nbdist.progress(range(100), 'train')", "progress"),
+    ],
+)
+def test_a_loop_is_a_bar_for_each_rank_and_one_line_in_the_end(
+    four: NotebookPage, gate: Gate, loop: str, name: str, pictures: Path
+) -> None:
+    view = begin(four, gate.training(loop=loop))
+
+    expect(view).to_contain_text("slowest: rank 1, 22 %")
+    for rank, done in enumerate((40, 22, 40, 40)):
+        bar = view.get_by_role("tab", name=f"rank {rank}: running").locator(".nbdist-bar")
+        expect(view.get_by_role("tab", name=f"rank {rank}: running")).to_contain_text(f"{done}/100")
+        expect(bar).to_have_attribute("style", f"transform: scaleX({done / 100});")
+    four.screenshot(pictures / f"live-{name}-light.png", 1)
+    gate.open()
+    four.wait_until_idle()
+
+    plain = expect_static_output(four)["text/plain"]
+    assert [line.split()[-1] for line in plain.splitlines() if "train" in line] == ["100/100"]
+
+
 @pytest.mark.parametrize("button", ["toolbar", "view"])
 def test_an_endless_loop_is_stopped(four: NotebookPage, button: str) -> None:
     view = begin(four, "%%dist\nprint('begun', flush=True)\nwhile True: pass")
     expect(view.get_by_role("tabpanel")).to_contain_text("begun")
 
     if button == "toolbar":
-        four.press("interrupt")
+        four.press_stop()
     else:
         view.get_by_role("button", name="Stop").click()
     four.wait_until_idle(timeout_s=20)
@@ -178,7 +214,7 @@ def test_after_a_reload_in_mid_cell_the_view_says_how_it_ended(
     assert "Loading widget" not in four.text(1)
 
     begin(four, Gate(four.lab).ticking)
-    four.press("interrupt")
+    four.press_stop()
     four.wait_until_idle()
     expect_ranks_answer(four)
 

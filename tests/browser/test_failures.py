@@ -50,7 +50,7 @@ def test_a_hang_is_explained_and_stopped(page: NotebookPage, pictures: Path, but
     page.screenshot(pictures / f"hang-{button}-light.png", 1)
 
     if button == "toolbar":
-        page.press("interrupt")
+        page.press_stop()
     else:
         view.get_by_role("button", name="Stop").click()
     page.wait_until_idle(timeout_s=20)

@@ -134,7 +134,7 @@ def cell_ends(page: NotebookPage) -> Iterator[None]:
     for name in {path.name.rpartition("-")[0] for path in page.lab.folder.glob("play-*")}:
         (page.lab.folder / f"{name}-end").touch()
     if page.state() and any((page.state() or {})["isRunning"]):
-        page.press("interrupt")
+        page.press_stop()
         page.wait_until_idle()
 
 
