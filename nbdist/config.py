@@ -88,13 +88,13 @@ class Config:
     """What starts the ranks; ``local`` is this machine."""
 
     hosts: list[str] = field(default_factory=list)
-    """Names of the hosts; empty is this machine alone."""
+    """Names of the hosts; empty is this machine alone, as in all sessions so far."""
 
     init_method: Literal["tcp", "file"] = "tcp"
-    """How the ranks find each other: over a socket or by a shared file."""
+    """How `nbdist.setup` lets ranks find each other: by socket or shared file; not in sessions."""
 
     mesh: dict[str, int] = field(default_factory=dict)
-    """Axes of the device mesh with their sizes in ranks; empty is no mesh."""
+    """Axes of the device mesh with their sizes in ranks; empty is no mesh, all there is so far."""
 
     guard: Literal["auto", "on", "trace", "off"] = "auto"
     """Check collectives before they run; ``auto`` is ``on`` for CPU groups, else ``trace``."""

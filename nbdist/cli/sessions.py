@@ -20,6 +20,7 @@ from nbdist.errors import LaunchError, UsageError, did_you_mean
 from nbdist.folder import SessionFolder, sessions
 from nbdist.launchers.agent_link import AgentLink, Event
 from nbdist.launchers.start import STOP_TIMEOUT_S, end_session
+from nbdist.view.columns import align
 
 State = Literal["alive", "starting", "waiting for attach", "left behind"]
 
@@ -59,12 +60,7 @@ def session_table(root: Path) -> str:
 def format_table(records: Iterable[SessionRecord]) -> str:
     """Write *records* one a line under a header."""
     rows = [("id", "ranks", "state", "kernel", "since", "folder"), *map(_row, records)]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
-    ]
-    return "\n".join(lines)
+    return "\n".join(align(rows, (False,) * len(rows[0])))
 
 
 def _row(record: SessionRecord) -> tuple[str, str, str, str, str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from nbdist import processes
 from nbdist.config import Config, to_dict
-from nbdist.errors import LaunchError, NbdistError, SessionError
+from nbdist.errors import ConfigError, LaunchError, NbdistError, SessionError
 from nbdist.folder import SessionFolder, runtime_root
 from nbdist.launchers.agent_link import AgentLink, Event
 from nbdist.launchers.devices import (
@@ -36,6 +36,23 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5.0
 ATTACH_TIMEOUT_S = 10.0
 TAIL_LINES = 15
+
+# Keys that sessions do not use yet, and what their users can do instead.
+NOT_YET = {
+    "hosts": (
+        "all ranks run on this machine. On several hosts a script with `nbdist.setup(cfg)` runs "
+        "under torchrun or Slurm."
+    ),
+    "init_method": (
+        "the ranks of a session always find each other over a socket of this machine. "
+        "It counts for `nbdist.setup(cfg)` under torchrun or Slurm."
+    ),
+    "mesh": (
+        "no mesh is made. Make it in a cell:\n"
+        "    from torch.distributed.device_mesh import init_device_mesh\n"
+        "    mesh = init_device_mesh(device.type, (2, 2), mesh_dim_names=('dp', 'tp'))"
+    ),
+}
 
 
 @dataclass
@@ -127,6 +144,18 @@ class Processes:
         if kind in ("exited", "lost", "controller lost"):
             self.on_exit(event)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the ranks cannot be used any more: the agent or the controller is gone."""
+        return self.is_agent_lost or self.is_controller_lost
+
+    def ending_of(self, rank: int) -> str:
+        """Say how *rank*, which is gone, has ended: ``was killed by SIGKILL``."""
+        event = self.exits.get(rank)
+        if event is None:
+            return "is gone: the agent that watched it has ended"
+        return exit_words(event["code"])
+
     def ask_state(self, timeout_s: float) -> Event:
         """Return what the agent sees of the ranks: their calls, and whose process is stopped.
 
@@ -199,6 +228,9 @@ class Processes:
             pass  # the agent is gone already: what is left is ended by the records
         self.link.close()
         end_session(self.folder)
+        with self.changed:  # whether it has said so or not
+            self.is_agent_lost = True
+            self.changed.notify_all()
 
     def stop_soon(self) -> None:
         """Have every process of the session ended, and do not wait for it; for signal handlers."""
@@ -228,8 +260,10 @@ def launch(config: Config) -> Processes:
         config: The resolved configuration.
 
     Raises:
+        ConfigError: It asks for what no session can do yet.
         LaunchError: They cannot be started; nothing is left running.
     """
+    check_supported(config)
     plan = plan_devices(config, count_gpus(), available_cores())
     folder = SessionFolder.create(runtime_root())
     session = Processes(folder, plan)
@@ -241,6 +275,21 @@ def launch(config: Config) -> Processes:
             raise
         raise LaunchError(f"The session could not be started: {type(exc).__name__}: {exc}") from exc
     return session
+
+
+def check_supported(config: Config) -> None:
+    """Refuse a configuration with values that would silently have no effect.
+
+    Raises:
+        ConfigError: It names the key, and what to do instead.
+    """
+    default = Config()
+    for key, instead in NOT_YET.items():
+        if getattr(config, key) != getattr(default, key):
+            raise ConfigError(
+                f"{key} is not supported yet by the sessions of this version: {instead}\n"
+                f"Leave {key} out to start."
+            )
 
 
 def _launch(session: Processes, config: Config) -> None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import contextvars
 import threading
-import time
 
 from nbdist.sessions.run import Run
-from nbdist.view.hang import Diagnosis, hang_text
+from nbdist.view.hang import hang_headline, hang_text
 
 LOOK_S = 0.5
 
@@ -24,12 +23,12 @@ def tell_troubles(run: Run) -> None:
 
 
 def _tell(run: Run) -> None:
-    told: set[str] = set()
-    while not run.done:
-        time.sleep(LOOK_S)
+    told: set[str | None] = set()
+    while not run.wait(LOOK_S):
         hang = run.hang
-        headline = hang.headline if isinstance(hang, Diagnosis) else hang
-        if hang is not None and headline is not None and headline not in told and not run.done:
+        headline = hang_headline(hang)
+        if hang is not None and headline not in told:
             told.add(headline)
-            text = hang_text(hang) if isinstance(hang, Diagnosis) else hang
-            print(f"{run.request.label}: {text}\n  `.cancel()` of this run stops it.")  # noqa: T201
+            print(  # noqa: T201
+                f"{run.request.label}: {hang_text(hang)}\n  `.cancel()` of this run stops it."
+            )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Collection
 from typing import Any
 
 from IPython.display import publish_display_data
@@ -15,7 +14,7 @@ from nbdist.notebook.live import REFRESH_S, LiveView, State, make_view
 from nbdist.notebook.stopping import StopButton
 from nbdist.sessions.run import Run, RunEvent
 from nbdist.sessions.session import Session
-from nbdist.view.hang import Diagnosis, hang_text
+from nbdist.view.hang import Diagnosis, Hang, hang_text
 from nbdist.view.progress import remark_text
 from nbdist.wire import Progress, Status
 
@@ -48,7 +47,7 @@ def follow(
     try:
         _watch(session, run, live, button, timeout_s)
         if button.is_pressed and not run.done:
-            _note_hang(run)
+            _note_hang(run, run.hang)
             # A second press stops waiting for ranks that do not answer.
             session.stop_run(run, "The cell was stopped", give_up=lambda: button.num_presses > 1)
         _drain(run, live)
@@ -92,11 +91,12 @@ def _watch(
     while not run.done and not button.is_pressed:
         if deadline is not None and time.monotonic() > deadline:
             run.timed_out_s = timeout_s
-            _note_hang(run)
+            _note_hang(run, run.hang)
             session.stop_run(run, f"The cell ran longer than --timeout {timeout_s:g} s")
             return
-        if isinstance(run.hang, Diagnosis) and session.config.hang.action == "stop":
-            _note_hang(run)
+        hang = run.hang  # read once: the monitor may take it back
+        if isinstance(hang, Diagnosis) and session.config.hang.action == "stop":
+            _note_hang(run, hang)
             session.stop_run(run, "The cell was stopped, as hang.action=stop asks for")
             return
         event = run.next_event(REFRESH_S)
@@ -104,30 +104,27 @@ def _watch(
             answer = _ask(event, button)
             if answer is not None:
                 session.answer_input(event.rank, answer)
+        elif event is not None and event.kind == "hang":
+            hang = run.hang
+            live.warn(None if hang is None else hang_text(hang))
         elif event is not None:
-            _show_live(event, live, run.running_ranks)
-        if event is not None and event.kind == "hang":
-            live.warn(_hang_text(run))
+            _show_live(event, live, run)
         live.tick()
 
 
-def _note_hang(run: Run) -> None:
+def _note_hang(run: Run, hang: Hang | None) -> None:
     """Keep in the final output what the cell hung in when it was stopped."""
-    if isinstance(run.hang, Diagnosis):
-        run.notes.append(f"It was stopped in this: {run.hang.headline}.")
-
-
-def _hang_text(run: Run) -> str | None:
-    return hang_text(run.hang) if isinstance(run.hang, Diagnosis) else run.hang
+    if isinstance(hang, Diagnosis):
+        run.notes.append(f"It was stopped in this: {hang.headline}.")
 
 
 def _drain(run: Run, live: LiveView) -> None:
     """Take what came last; a question of a cell that is over is not put to anyone."""
     while (event := run.next_event(0)) is not None:
-        _show_live(event, live, run.running_ranks)
+        _show_live(event, live, run)
 
 
-def _show_live(event: RunEvent, live: LiveView, running: Collection[int]) -> None:
+def _show_live(event: RunEvent, live: LiveView, run: Run) -> None:
     if event.kind == "output":
         bars = [output for output in event.outputs if isinstance(output, Progress)]
         others = tuple(output for output in event.outputs if not isinstance(output, Progress))
@@ -137,7 +134,7 @@ def _show_live(event: RunEvent, live: LiveView, running: Collection[int]) -> Non
             if bar.depth == 0:
                 live.progress(event.rank, bar.done, bar.total, remark_text(bar))
     elif event.kind == "places":
-        for rank in set(event.places) & set(running):
+        for rank in set(event.places) & set(run.running_ranks):
             place = event.places[rank]
             live.state(rank, "waiting" if place.is_waiting else "running", place.text)
     elif event.kind == "ended":

@@ -20,10 +20,13 @@ from nbdist.notebook.closing import end_ranks_on_shutdown
 from nbdist.notebook.options import CellOptions, cell_options, verb_parser
 from nbdist.notebook.progress import StartProgress
 from nbdist.notebook.stopping import StopButton
-from nbdist.packing import readable_size
 from nbdist.sessions import current
-from nbdist.sessions.waiting import waiting
+from nbdist.sessions.leases import waiting
 from nbdist.view import name_ranks, render
+from nbdist.view.columns import align
+from nbdist.view.page import lay_out
+from nbdist.view.sizes import describe_size
+from nbdist.view.text import render_text
 
 HOW_TO_START = (
     "No ranks are running. `%dist start` starts one per GPU (or 2 on CPU), `%dist start -n 4` four."
@@ -261,7 +264,7 @@ class Commands:
         parser.add_argument("--table", action="store_true")
         parser.add_argument("--save", metavar="FILE.png")
         found = parser.read(line)
-        label = f"In[{found.label}]" if (found.label or "").isdigit() else found.label
+        label = None if found.label is None else cell_label(found.label)
         trace = current.get().trace("last" if label is None else [label])
         cell = trace.last() if label is None else trace.labelled(label)
         if cell is None:
@@ -299,11 +302,11 @@ class Commands:
         found = parser.read(line)
         session = current.get()
         ranks = session.select(found.ranks)
-        label = f"In[{found.label}]" if found.label.isdigit() else found.label
-        for cell in session.journals.labelled(label):
+        for cell in session.journals.labelled(cell_label(found.label)):
             if cell.rank in ranks:
-                bundle = render([session.journals.output_of(cell)], fold=False)
-                lines = bundle.get("text/plain", f"[rank{cell.rank}] put out nothing").splitlines()
+                page = lay_out([session.journals.output_of(cell)], is_folded=False)
+                text = render_text(page) or f"[rank{cell.rank}] put out nothing"
+                lines = text.splitlines()
                 self._say("\n".join(lines[-found.lines :] if found.lines else lines))
 
     def _status(self, line: str) -> None:
@@ -383,6 +386,11 @@ def cell_number(shell: Any) -> int | None:
     return len(history) - 1
 
 
+def cell_label(text: str) -> str:
+    """Return the label that *text*, a number or a label, means: ``In[12]`` for ``12``."""
+    return f"In[{text}]" if text.isdigit() else text
+
+
 def with_first_line(line: str, cell: str) -> str:
     """Return a cell's code with its magic line as a comment: line numbers are then the page's.
 
@@ -405,14 +413,10 @@ def status_table(session: Any) -> str:
     header = ("rank", "pid", "memory", "GPU", "state")
     rows = [header]
     for state in session.states():
-        memory = "–" if state.memory_bytes is None else readable_size(state.memory_bytes)
-        gpu = "–" if state.gpu_bytes is None else readable_size(state.gpu_bytes)
+        memory = "–" if state.memory_bytes is None else describe_size(state.memory_bytes)
+        gpu = "–" if state.gpu_bytes is None else describe_size(state.gpu_bytes)
         rows.append((str(state.rank), str(state.pid), memory, gpu, state.state))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-    lines = [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-        for row in rows
-    ]
+    lines = align(rows, (True, True, True, True, False))
     trouble = [f"trouble: {session.trouble}"] if session.trouble else []
     limits = [f"not with this torch: {limit}" for limit in session.limits]
     first = f"{session.summary} · session {session.session_id}"

@@ -36,9 +36,6 @@ class LiveView(Protocol):
             where: ``all_reduce #41``, or what it failed with.
         """
 
-    def where(self, rank: int, text: str) -> None:
-        """Say in which line or collective *rank* is; its state stays as it is."""
-
     def progress(self, rank: int, done: float, total: float | None, text: str = "") -> None:
         """Say how far *rank* is.
 
@@ -75,9 +72,6 @@ class NoView:
         """Nothing to show."""
 
     def state(self, rank: int, state: State, where: str = "") -> None:
-        """Nothing to show."""
-
-    def where(self, rank: int, text: str) -> None:
         """Nothing to show."""
 
     def progress(self, rank: int, done: float, total: float | None, text: str = "") -> None:

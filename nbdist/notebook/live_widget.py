@@ -82,10 +82,6 @@ class WidgetView:
         """Show how *rank* is doing at the next tick."""
         self._change(rank, state=state, where=where)
 
-    def where(self, rank: int, text: str) -> None:
-        """Show where *rank* is at the next tick."""
-        self._change(rank, where=text)
-
     def progress(self, rank: int, done: float, total: float | None, text: str = "") -> None:
         """Show how far *rank* is at the next tick."""
         self._change(rank, done=done, total=total, text=text)

@@ -136,6 +136,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     async def _move_values(
         self, content: Mapping[str, Any], buffers: list[Any]
     ) -> tuple[dict[str, Any], list[bytes]]:
+        self._raise_if_stopped(content["cell_id"])
         namespace = self.shell.user_ns
         views = [memoryview(buffer) for buffer in buffers]
         if content["action"] == "pull":
@@ -149,6 +150,10 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             value = {content["name"]: uncan(value, namespace)}
         namespace.update(value)
         return {"status": "ok"}, []
+
+    def _raise_if_stopped(self, cell_id: str) -> None:
+        if self.interrupts.is_stopped(cell_id):  # told before anything here could hear it
+            raise KeyboardInterrupt
 
     async def on_recover(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Agree with the other ranks to go on after a failure; whatever happens, reply."""
@@ -164,6 +169,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self._reply(stream, wire.RECOVER_REPLY, content, parent, ident)
 
     async def _settle(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        self._raise_if_stopped(content["meeting"])
         if content["action"] == "share":
             return {"report": self._share(content)}
         self.recovery.settle(

@@ -1,6 +1,6 @@
 """Take a session whose kernel was killed: its ranks, its variables, and the cell that was running.
 
-    waiting ──▶ attach ──▶ agent.sock: the lease ends, and how the ranks are is told
+    leases  ──▶ attach ──▶ agent.sock: the lease ends, and how the ranks are is told
                       └──▶ ipyparallel's connection file ──▶ Session
     journals ──Feeder──▶ Run                the output so far, and what comes
 
@@ -28,10 +28,10 @@ from nbdist.launchers.launcher import connection_file
 from nbdist.launchers.start import Processes
 from nbdist.sessions import transport
 from nbdist.sessions.journals import Entry, KeptCell, Tail, last_number, order_of
+from nbdist.sessions.leases import choose
 from nbdist.sessions.run import Run
 from nbdist.sessions.session import Session
 from nbdist.sessions.transport import Message
-from nbdist.sessions.waiting import choose
 from nbdist.wire import CellError, CellReply, CellRequest
 
 CONNECT_TIMEOUT_S = 10.0
@@ -130,7 +130,7 @@ def cells_to_restore(cells: Iterable[KeptCell], left_at: float) -> list[CellRequ
 
 
 @dataclass
-class _Place:
+class _Reading:
     """Where one rank's journal has been read to.
 
     Attributes:
@@ -170,8 +170,8 @@ class Feeder:
             run, hear = session.take_back(request)
             self._runs[request.cell_id], self._hearers[request.cell_id] = run, hear
         session.restored = tuple(self._runs.values())
-        self._places = {rank: self._place_of(rank) for rank in range(session.world_size)}
-        for rank in self._places:
+        self._readings = {rank: self._reading_of(rank) for rank in range(session.world_size)}
+        for rank in self._readings:
             self._read(rank)
         self._bury(cells)
 
@@ -212,8 +212,8 @@ class Feeder:
         has_died = death.get("pid") == cell.pid and death["at"] > self._processes.left_at
         return has_died or self._session.journals.is_process_alive(cell)
 
-    def _place_of(self, rank: int) -> _Place:
-        """Return the place in the journal of *rank* from where it tells of the runs."""
+    def _reading_of(self, rank: int) -> _Reading:
+        """Open the journal of *rank* at the place from where it tells of the runs."""
         folder = self._processes.folder.journals(rank)
         oldest = min(map(order_of, self._runs), default=None)
         numbers = [last_number(folder)]
@@ -222,7 +222,7 @@ class Feeder:
             numbers += [
                 c.file_number for c in itertools.takewhile(lambda c: c.order >= oldest, cells)
             ]
-        return _Place(Tail(folder, min(numbers)))
+        return _Reading(Tail(folder, min(numbers)))
 
     @property
     def _open_runs(self) -> list[Run]:
@@ -231,7 +231,7 @@ class Feeder:
         return [
             run
             for cell_id, run in self._runs.items()
-            if any(r in living and cell_id not in self._places[r].over for r in run.ranks)
+            if any(r in living and cell_id not in self._readings[r].over for r in run.ranks)
         ]
 
     def _feed(self) -> None:
@@ -255,31 +255,31 @@ class Feeder:
                 check_at = time.monotonic() + CHECK_S
 
     def _close(self) -> None:
-        for place in self._places.values():
-            place.tail.close()
+        for reading in self._readings.values():
+            reading.tail.close()
 
     def _read(self, rank: int) -> None:
-        place = self._places[rank]
-        for entry in place.tail.read():
+        reading = self._readings[rank]
+        for entry in reading.tail.read():
             if "cell" in entry:
-                place.cell_id, place.num_batches = entry["cell"]["cell_id"], 0
-            elif place.cell_id in self._hearers:
-                self._hand_on(rank, place, entry)
-        if place.question is not None:
-            self._hear(rank, place.cell_id, wire.INPUT_REQUEST, place.question)
-            place.question = None
+                reading.cell_id, reading.num_batches = entry["cell"]["cell_id"], 0
+            elif reading.cell_id in self._hearers:
+                self._hand_on(rank, reading, entry)
+        if reading.question is not None:
+            self._hear(rank, reading.cell_id, wire.INPUT_REQUEST, reading.question)
+            reading.question = None
 
-    def _hand_on(self, rank: int, place: _Place, entry: Entry) -> None:
+    def _hand_on(self, rank: int, reading: _Reading, entry: Entry) -> None:
         if "outputs" in entry:
-            place.num_batches += 1
-            self._hear(rank, place.cell_id, wire.OUTPUT_BATCH, entry)
+            reading.num_batches += 1
+            self._hear(rank, reading.cell_id, wire.OUTPUT_BATCH, entry)
         elif "input" in entry:
-            place.question = entry["input"]
+            reading.question = entry["input"]
         elif "reply" in entry:
-            place.question = None
-            place.over.add(place.cell_id)
-            reply = {**entry["reply"], "num_batches": place.num_batches}  # all that were kept
-            self._hear(rank, place.cell_id, wire.CELL_REPLY, reply)
+            reading.question = None
+            reading.over.add(reading.cell_id)
+            reply = {**entry["reply"], "num_batches": reading.num_batches}  # all that were kept
+            self._hear(rank, reading.cell_id, wire.CELL_REPLY, reply)
 
     def _hear(self, rank: int, cell_id: str, kind: str, content: Mapping[str, Any]) -> None:
         self._hearers[cell_id](Message("", rank, kind, content, []))
@@ -294,7 +294,7 @@ class Feeder:
                 and cell.reply is None
                 and not session.journals.is_process_alive(cell)
             ):
-                self._places[cell.rank].over.add(cell.request.cell_id)
+                self._readings[cell.rank].over.add(cell.request.cell_id)
                 session.note_death(run, cell.rank)
         for run in self._runs.values():
             for rank in set(run.ranks) & set(session.dead_ranks):
@@ -305,17 +305,19 @@ class Feeder:
     def _check(self) -> None:
         """End the runs on ranks that run none of them, though their journals hold no end."""
         for rank in self._session.living_ranks:
-            place = self._places[rank]
-            missing = [c for c, r in self._runs.items() if rank in r.ranks and c not in place.over]
+            reading = self._readings[rank]
+            missing = [
+                c for c, r in self._runs.items() if rank in r.ranks and c not in reading.over
+            ]
             running = self._session.running_cell(rank) if missing else None
             self._read(rank)
             if not missing or running is None or running in missing:
-                place.num_idle = 0
+                reading.num_idle = 0
                 continue
-            place.num_idle += 1
-            if place.num_idle > 1:  # not between two cells by chance
-                for cell_id in set(missing) - place.over:
-                    place.over.add(cell_id)
+            reading.num_idle += 1
+            if reading.num_idle > 1:  # not between two cells by chance
+                for cell_id in set(missing) - reading.over:
+                    reading.over.add(cell_id)
                     self._hear(rank, cell_id, wire.CELL_REPLY, _not_kept().to_json())
 
 

@@ -17,54 +17,23 @@ queue): that is work.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from nbdist.view import name_ranks
-from nbdist.view.failures import shorten_path
+from nbdist.sessions.positions import Key, gave_up, group_name, key_of, op_of, positions, root_of
+from nbdist.sessions.stacks import (
+    MESSAGES,
+    is_native_wait,
+    line_of,
+    occupation,
+    unrecorded_op,
+    waits_for_device,
+)
 from nbdist.view.hang import Culprit, CulpritKind, Diagnosis, Wait
-from nbdist.wire import CallCount, Frame, GroupCall, Snapshot
+from nbdist.wire import GroupCall, Snapshot
 
-_WORLD_NAMES = ("0", "", "default_pg", "world")
-
-# torch's frames and ours in which a main thread stays while a collective is under way.
-_WAITING_FILES = re.compile(
-    r"(^|/)(torch/distributed/|torch/nn/parallel/distributed\.py:|torch/autograd/graph\.py:"
-    r"|nbdist/runtime/[a-z_]+\.py:)"
-)
-_DISTRIBUTED = re.compile(r"(^|/)torch/distributed/")
-_TORCH = re.compile(r"(^|/)torch/")
-_DISPATCHER = re.compile(r"(^|/)torch/_ops\.py:")  # between a functional collective and C++
-_OURS = re.compile(r"(^|/)nbdist/(runtime|rank)/[a-z_]+\.py:\d+$")
-_INPUT = re.compile(r"(^|/)(nbdist/rank/inputs|ipykernel/kernelbase)\.py:")
-_INPUT_SOURCE = re.compile(r"(?<!\.)\b(input|getpass)\(|\bgetpass\.getpass\(")
-_WAIT_SOURCE = re.compile(r"\.wait\(")
-_DEVICE_SOURCE = re.compile(r"\.(synchronize|item|cpu|tolist)\(")
-_SLEEP_SOURCE = re.compile(r"(?<!asyncio\.)\bsleep\(")
-_ROOT = re.compile(r"\broot (\d+)\)$")
-
-# Calls in which ranks meet without the guard or the flight recorder seeing it.
-_RENDEZVOUS = {"new_group", "split_group", "new_subgroups", "new_subgroups_by_enumeration"}
-_RENDEZVOUS |= {"init_process_group", "init_device_mesh", "monitored_barrier"}
-_MESSAGES = {"send", "recv", "send_object_list", "recv_object_list"}
-
-_IN_ORDER: tuple[CulpritKind, ...] = (
-    "dead",
-    "stopped",
-    "silent",
-    "mismatch",
-    "deadlock",
-    "absent",
-    "gave_up",
-    "ended",
-    "input",
-    "elsewhere",
-    "working",
-)
-
-Key = tuple[str, tuple[int, ...], str]
+_IN_ORDER: tuple[CulpritKind, ...] = get_args(CulpritKind)
 
 
 @dataclass(frozen=True)
@@ -159,79 +128,6 @@ def diagnose(
     )
 
 
-def is_native_wait(stack: Sequence[Frame]) -> bool:
-    """Say whether a main thread is at a place where it can wait for other ranks outside of Python.
-
-    So it is when its innermost frame, but for that of torch's dispatcher, is one of
-    ``torch.distributed``, of DDP, of autograd's engine (a backward pass may wait in C++ for DDP's
-    reducer) or of our own runtime; or a line outside of other libraries that says ``.wait()``.
-
-    Only together with a call that others have not come to does this mean that it waits: a backward
-    pass computes as well.
-    """
-    frames = [frame for frame in stack if not _DISPATCHER.search(frame.location)]
-    if not frames:
-        return False
-    last = frames[-1]
-    if _WAITING_FILES.search(last.location):
-        return True
-    is_readable = not last.is_library or _TORCH.search(last.location) is not None
-    return is_readable and _WAIT_SOURCE.search(last.source) is not None
-
-
-def still_place(stack: Sequence[Frame]) -> tuple[str, ...]:
-    """Return what of a stack stays the same while its thread does not get on.
-
-    Our own waits look up now and then, whether there was an abort or a signal: that is no progress.
-    """
-    return tuple(frame.location for frame in stack if not _OURS.search(frame.location))
-
-
-def uneven_ends(calls: Sequence[GroupCall], ranks: Iterable[int]) -> str | None:
-    """Warn if a cell that ended well has left some rank of a group behind the others.
-
-    Args:
-        calls: Where all *ranks* stand, after the end. Without messages to a rank that receives from
-            whoever comes first: their receipt is not posted.
-        ranks: Those the cell ran on; groups with other members are not looked at.
-
-    Returns:
-        What to do about it, one line per group; ``None`` when all have made equally many calls.
-    """
-    taking_part = set(ranks)
-    found = []
-    for key, members in sorted(_positions(calls).items()):
-        if set(key[1]) <= taking_part:
-            counts = {rank: members[rank].seq if rank in members else 0 for rank in key[1]}
-            if len(set(counts.values())) > 1:
-                tell = _uneven_messages if key[2] == "p2p" else _uneven_group
-                found.append(tell(key, members, counts))
-    return "\n".join(found) or None
-
-
-def has_uneven_calls(calls: Mapping[int, Sequence[CallCount]]) -> bool:
-    """Say whether the counts of a cell leave it open that some rank has made fewer calls.
-
-    Cheap, and asked after every cell; `uneven_ends` knows it exactly.
-    """
-    totals: dict[tuple[str, tuple[int, ...]], dict[int, list[int]]] = {}
-    for rank, counts in calls.items():
-        for count in counts:
-            by_rank = totals.setdefault((count.group, count.ranks), {})
-            total = by_rank.setdefault(rank, [0, 0, 0])
-            total[_MESSAGES_SENT.get(count.op, 0)] += count.count
-    return any(_is_uneven(key[1], by_rank) for key, by_rank in totals.items())
-
-
-_MESSAGES_SENT = {"send": 1, "recv": 2}
-
-
-def _is_uneven(ranks: tuple[int, ...], by_rank: Mapping[int, Sequence[int]]) -> bool:
-    collectives = {by_rank.get(rank, (0,))[0] for rank in ranks}
-    sent, received = (sum(total[i] for total in by_rank.values()) for i in (1, 2))
-    return len(collectives) > 1 or sent != received
-
-
 # Who waits -------------------------------------------------------------------------------------
 
 
@@ -242,7 +138,7 @@ class _Scene:
         self.sights = {sight.rank: sight for sight in sights}
         self.world = frozenset(self.sights)
         self._now = now
-        self._positions = _positions(calls)
+        self._positions = positions(calls)
         self._calls: dict[int, list[tuple[Key, GroupCall]]] = {}
         for key, members in self._positions.items():
             for call in members.values():
@@ -270,7 +166,7 @@ class _Scene:
 
     def _guarded(self, sight: RankSight, key: Key, call: GroupCall) -> _RankWait:
         missing = self._behind(key, call)
-        root = _root(call)
+        root = root_of(call)
         if call.kind == "p2p":  # what it has sent so far may have had other tags
             missing = frozenset(call.ranks) - {call.rank}
         elif root is not None and root != call.rank:  # the others may come later
@@ -280,7 +176,7 @@ class _Scene:
     def _native(self, sight: RankSight, snapshot: Snapshot, key: Key, call: GroupCall) -> _RankWait:
         missing: frozenset[int] = frozenset()
         differing: frozenset[int] = frozenset()
-        if is_native_wait(snapshot.stack) or _waits_for_device(snapshot.stack, call):
+        if is_native_wait(snapshot.stack) or waits_for_device(snapshot.stack, call):
             missing = self._behind(key, call) | self._gone(key, call)
             differing = self._differing(key, call)
         return self._wait(sight, call, missing or differing, is_mismatch=not missing)
@@ -300,29 +196,29 @@ class _Scene:
         return _RankWait(
             rank=sight.rank,
             kind=call.kind,
-            op=_op(call),
+            op=op_of(call),
             seconds=seconds,
             missing=missing,
-            where=call.source or _place(stack),
+            where=call.source or line_of(stack),
             call=call,
             is_mismatch=is_mismatch and bool(missing),
         )
 
     def _unrecorded(self, sight: RankSight, snapshot: Snapshot) -> list[_RankWait]:
         """Return the wait in a call that only the stack tells of, for whoever is not in it."""
-        op = _unrecorded_op(snapshot.stack)
-        if op in _MESSAGES and any(key[2] == "p2p" for key, _ in self._calls.get(sight.rank, [])):
+        op = unrecorded_op(snapshot.stack)
+        if op in MESSAGES and any(key[2] == "p2p" for key, _ in self._calls.get(sight.rank, [])):
             return []  # the guard sees its messages, so this one is on its way
         others = (rank for rank in self.world - {sight.rank} if not self._is_in(rank, op))
         missing = frozenset(others) if op else frozenset()
         if not missing:
             return []
-        seconds, where = sight.still_s or 0.0, _place(snapshot.stack)
+        seconds, where = sight.still_s or 0.0, line_of(snapshot.stack)
         return [_RankWait(sight.rank, "native", op, seconds, missing, where, is_guess=True)]
 
     def _is_in(self, rank: int, op: str) -> bool:
         snapshot = self.sights[rank].snapshot
-        return snapshot is not None and _unrecorded_op(snapshot.stack) == op
+        return snapshot is not None and unrecorded_op(snapshot.stack) == op
 
     def _behind(self, key: Key, call: GroupCall) -> frozenset[int]:
         """Return the members that have not come to *call*, or have given it up."""
@@ -332,7 +228,7 @@ class _Scene:
             for rank in call.ranks
             if rank not in members
             or members[rank].seq < call.seq
-            or (call.phase == "issued" and _gave_up(members[rank], call))
+            or (call.phase == "issued" and gave_up(members[rank], call))
         ) - {call.rank}
 
     def _gone(self, key: Key, call: GroupCall) -> frozenset[int]:
@@ -347,7 +243,7 @@ class _Scene:
         return frozenset(
             member.rank
             for member in self._positions[key].values()
-            if member.seq == call.seq and _op(member) != _op(call)
+            if member.seq == call.seq and op_of(member) != op_of(call)
         )
 
     # Who is the cause -------------------------------------------------------------------------
@@ -360,38 +256,16 @@ class _Scene:
             return culprit
         for wait in waits:
             call = wait.call if rank in wait.missing else None
-            member = self._positions[_key(call)].get(rank) if call else None
+            member = self._positions[key_of(call)].get(rank) if call else None
             if call is None or member is None or member.seq != call.seq:
                 continue
-            if _gave_up(member, call):
-                text = f"gave up {_op(member)} #{member.seq} and {culprit.text}"
+            if gave_up(member, call):
+                text = f"gave up {op_of(member)} #{member.seq} and {culprit.text}"
                 return Culprit((rank,), "gave_up", text, culprit.source)
             if wait.is_mismatch:
-                text = f"called {_op(member)} as #{member.seq} and {culprit.text}"
+                text = f"called {op_of(member)} as #{member.seq} and {culprit.text}"
                 return Culprit((rank,), "mismatch", text, culprit.source)
         return culprit
-
-
-def _positions(calls: Iterable[GroupCall]) -> dict[Key, dict[int, GroupCall]]:
-    """Return where each member of each group stands; the later one where it is named twice.
-
-    A group that was destroyed and made again under the same name is such a case.
-    """
-    positions: dict[Key, dict[int, GroupCall]] = {}
-    for call in calls:
-        members = positions.setdefault(_key(call), {})
-        if call.rank not in members or members[call.rank].since <= call.since:
-            members[call.rank] = call
-    return positions
-
-
-def _key(call: GroupCall) -> Key:
-    return call.group, call.ranks, call.kind
-
-
-def _gave_up(member: GroupCall, call: GroupCall) -> bool:
-    """Say whether *member* has left *call* before it reached the native group."""
-    return member.seq == call.seq and member.phase == "idle" and member.issued < member.seq
 
 
 def _is_in_trouble(sight: RankSight, after_s: float) -> bool:
@@ -439,7 +313,7 @@ def _circles(waits: Sequence[_RankWait]) -> list[Culprit]:
     ranks = tuple(sorted(edges))
     if differing and differing[0].call is not None:
         call = differing[0].call
-        text = f"calls different things as #{call.seq} of group {_group_name(call)}"
+        text = f"calls different things as #{call.seq} of group {group_name(call)}"
         return [Culprit(ranks, "mismatch", text)]
     return [Culprit(ranks, "deadlock", "waits for each other")]
 
@@ -462,87 +336,7 @@ def _doing(sight: RankSight) -> Culprit:
     if snapshot is None:
         text = "does not answer: busy in a C call"
         return Culprit(ranks, "silent", text, since_s=sight.silent_s)
-    return _running(ranks, snapshot)
-
-
-def _running(ranks: tuple[int, ...], snapshot: Snapshot) -> Culprit:
-    if snapshot.label is None:
-        return Culprit(ranks, "elsewhere", "has not begun the cell, or is just ending it")
-    users = [frame for frame in snapshot.stack if _is_users(frame)]
-    if not users:
-        return Culprit(ranks, "working", f"awaits something in {snapshot.label}")
-    if _asks(users[-1], snapshot.stack):
-        return Culprit(ranks, "input", f"waits in input() at {_place(users)}")
-    op = _unrecorded_op(snapshot.stack)
-    if op:
-        return Culprit(ranks, "working", f"waits in {op} at {_place(users)}")
-    last, source = users[-1], users[-1].source
-    if last is snapshot.stack[-1] and _SLEEP_SOURCE.search(source):
-        return Culprit(ranks, "working", f"sleeps in time.sleep at {_place(users)}", source)
-    return Culprit(ranks, "working", f"is {_spot(users)}", source)
-
-
-def _asks(last: Frame, stack: Sequence[Frame]) -> bool:
-    """Say whether the user is asked, *last* being the innermost line of the user's code."""
-    is_inside = last is not stack[-1] and _INPUT_SOURCE.search(last.source) is not None
-    return is_inside or any(_INPUT.search(frame.location) for frame in stack)
-
-
-def _spot(users: Sequence[Frame]) -> str:
-    """Return ``in load_batch() at In[12]:4``, with the line of the cell behind that of a file."""
-    last, cell = users[-1], _place(users)
-    function = "" if last.function.startswith("<") else f"in {last.function}() "
-    here = f"{function}at {_short(last)}"
-    return here if last.is_cell or cell == _short(last) else f"{here} ({cell})"
-
-
-def _place(stack: Sequence[Frame]) -> str:
-    """Return the innermost line of a cell; without one, of the user's own files."""
-    users = [frame for frame in stack if _is_users(frame)]
-    cells = [frame for frame in users if frame.is_cell]
-    return _short((cells or users)[-1]) if users else ""
-
-
-def _short(frame: Frame) -> str:
-    if frame.is_cell:
-        return frame.location
-    return shorten_path(frame.location).rpartition("/")[2]
-
-
-def _is_users(frame: Frame) -> bool:
-    return frame.is_cell or not (frame.is_library or _OURS.search(frame.location))
-
-
-def _waits_for_device(stack: Sequence[Frame], call: GroupCall) -> bool:
-    """Say whether a main thread waits for the stream that a call on a GPU holds up."""
-    return (
-        " on cuda" in call.text
-        and bool(stack)
-        and _DEVICE_SOURCE.search(stack[-1].source) is not None
-    )
-
-
-def _unrecorded_op(stack: Sequence[Frame]) -> str:
-    """Return the rendezvous or message that the stack is inside of, if any."""
-    if not is_native_wait(stack):
-        return ""
-    inside = (frame.function for frame in stack if _DISTRIBUTED.search(frame.location))
-    return next((name for name in inside if name in _RENDEZVOUS | _MESSAGES), "")
-
-
-def _op(call: GroupCall) -> str:
-    return call.text.partition("(")[0] or "a collective"
-
-
-def _root(call: GroupCall) -> int | None:
-    """Return the root of *call* as its rank in the world; ``None`` where there is none."""
-    found = _ROOT.search(call.text)
-    index = int(found[1]) if found else len(call.ranks)
-    return call.ranks[index] if index < len(call.ranks) else None
-
-
-def _group_name(call: GroupCall) -> str:
-    return "world" if call.group in _WORLD_NAMES else call.group
+    return occupation(ranks, snapshot)
 
 
 # Ranks alike are told together -----------------------------------------------------------------
@@ -566,7 +360,7 @@ def _merge_place(waits: Sequence[_RankWait]) -> Wait:
         kind=first.kind,
         op=first.op,
         seq=first.call.seq if is_group and first.call else 0,
-        groups=tuple(dict.fromkeys(map(_group_name, calls))),
+        groups=tuple(dict.fromkeys(map(group_name, calls))),
         text=first.call.text if first.call else "",
         where=first.where,
         since_s=max(wait.seconds for wait in waits),
@@ -589,63 +383,3 @@ def _merge_culprits(culprits: Iterable[Culprit]) -> tuple[Culprit, ...]:
         )
         for same in alike.values()
     )
-
-
-# Counts at the end of a cell -------------------------------------------------------------------
-
-
-def _uneven_group(key: Key, members: Mapping[int, GroupCall], counts: Mapping[int, int]) -> str:
-    high = max(counts.values())
-    ahead = [rank for rank in key[1] if counts[rank] == high]
-    call = members[ahead[0]]
-    parts = [
-        _fewer(ranks, high - count, ahead, call)
-        for count, ranks in _by_count(counts)
-        if count < high
-    ]
-    late = name_ranks(rank for rank in key[1] if counts[rank] < high)
-    return (
-        f"{' '.join(parts)} The next collective of that group would meet the wrong one: call it "
-        f"on {late}, or `%dist recover` makes the ranks agree again."
-    )
-
-
-def _by_count(counts: Mapping[int, int]) -> list[tuple[int, list[int]]]:
-    ranks_of: dict[int, list[int]] = {}
-    for rank, count in counts.items():
-        ranks_of.setdefault(count, []).append(rank)
-    return sorted(ranks_of.items(), reverse=True)
-
-
-def _fewer(ranks: Sequence[int], number: int, ahead: Sequence[int], call: GroupCall) -> str:
-    is_one = number == 1
-    which = "it has" if len(ranks) == 1 else "they have"
-    if not is_one:
-        which = f"the last one that {which}"
-    return (
-        f"{name_ranks(ranks)} ran {'one collective' if is_one else f'{number} collectives'} fewer "
-        f"than {name_ranks(ahead)} in group {_group_name(call)}: "
-        f"{which} not called{'' if is_one else ' is'} {_full(call)}."
-    )
-
-
-def _uneven_messages(key: Key, members: Mapping[int, GroupCall], counts: Mapping[int, int]) -> str:
-    sender, receiver = key[1]
-    number = abs(counts[sender] - counts[receiver])
-    messages = "one message" if number == 1 else f"{number} messages"
-    if counts[sender] > counts[receiver]:
-        call, what = members[sender], f"rank {sender} sent {messages} that rank {receiver} "
-        what += "has not received"
-        remedy = f"receive on rank {receiver}"
-    else:
-        call, what = members[receiver], f"rank {receiver} began to receive {messages} that "
-        what += f"rank {sender} has not sent"
-        remedy = f"send on rank {sender}"
-    return (
-        f"{what}, in group {_group_name(call)}: {_full(call)}. The next message between them would "
-        f"meet the wrong one: {remedy}, or `%dist recover` makes the ranks agree again."
-    )
-
-
-def _full(call: GroupCall) -> str:
-    return f"{call.text}{f' ({call.source})' if call.source else ''}"

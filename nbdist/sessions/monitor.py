@@ -10,19 +10,19 @@ itself, and what goes wrong in it is told to the cells it watches.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbdist import wire
 from nbdist.launchers.start import Processes
 from nbdist.processes import exit_words
-from nbdist.sessions.diagnosis import RankSight, diagnose, still_place
+from nbdist.sessions.diagnosis import RankSight, diagnose
 from nbdist.sessions.run import Place, Run
+from nbdist.sessions.stacks import still_place
+from nbdist.sessions.states import snapshots
 from nbdist.sessions.transport import RankClient
 from nbdist.wire import Frame, GroupCall, Snapshot
 
@@ -106,40 +106,32 @@ class Monitor:
 
     def _look(self, runs: Sequence[Run]) -> None:
         living = [r for r in range(self._processes.plan.nproc) if r not in self._processes.exits]
-        snapshots = self._snapshots(living)
+        found = snapshots(self._client, living, ANSWER_S)
+        self._remember(living, found)
         state = self._processes.ask_state(ANSWER_S)
         # Where the guard is off the ranks know themselves, and the table tells of old times.
-        calls = [call for snapshot in snapshots.values() for call in snapshot.calls]
+        calls = [call for snapshot in found.values() for call in snapshot.calls]
         if not calls:
             calls = [GroupCall.from_json(call) for call in state.get("calls", ())]
-        where = {rank: place_of(rank, snapshot, calls) for rank, snapshot in snapshots.items()}
+        where = {rank: place_of(rank, snapshot, calls) for rank, snapshot in found.items()}
         for run in runs:
             run.note_places({rank: where[rank] for rank in run.running_ranks if rank in where})
             sights = [
-                self._sight(rank, run, snapshots.get(rank), set(state.get("stopped", ())))
+                self._sight(rank, run, found.get(rank), set(state.get("stopped", ())))
                 for rank in range(self._processes.plan.nproc)
             ]
             label = run.request.label
             run.note_hang(diagnose(label, sights, calls, time.time(), self._after_s))
 
-    def _snapshots(self, ranks: Sequence[int]) -> dict[int, Snapshot]:
-        """Ask every rank at once; return what those say that answer in time."""
-        deadline = time.monotonic() + ANSWER_S
-        asked: dict[int, Any] = {}
+    def _remember(self, ranks: Sequence[int], found: Mapping[int, Snapshot]) -> None:
+        """Keep when each of *ranks* has answered last, and since when it is where it is."""
+        now = time.monotonic()
         for rank in ranks:
-            with contextlib.suppress(KeyError):  # it has died meanwhile
-                asked[rank] = self._client.control(rank, wire.SNAPSHOT_REQUEST, {})
-        found = {}
-        for rank, future in asked.items():
-            memory = self._memory.setdefault(rank, _Memory(time.monotonic()))
-            if not future.wait(max(0.0, deadline - time.monotonic())):
-                continue
-            snapshot = found[rank] = Snapshot.from_json(future.result()["content"])
-            memory.answered_at = time.monotonic()
-            place = still_place(snapshot.stack)
-            if place != memory.place:
-                memory.place, memory.since = place, time.monotonic()
-        return found
+            memory = self._memory.setdefault(rank, _Memory(now))
+            if rank in found:
+                memory.answered_at, place = now, still_place(found[rank].stack)
+                if place != memory.place:
+                    memory.place, memory.since = place, now
 
     def _sight(
         self, rank: int, run: Run, snapshot: Snapshot | None, stopped: set[int]

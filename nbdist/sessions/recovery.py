@@ -16,12 +16,15 @@ from typing import Any
 
 from nbdist import wire
 from nbdist.errors import LaunchError, SessionError
+from nbdist.launchers.agent_link import Event
 from nbdist.launchers.start import Processes, describe_exit
+from nbdist.sessions.deferral import deferred_interrupts
 from nbdist.sessions.transport import Message, RankClient
 from nbdist.view import name_ranks
 
 STATE_S = 1.0
 SETTLE_TIMEOUT_S = 60.0
+FORK_S = 5.0
 SHARE_TIMEOUT_S = 600.0  # hashing and copying take a second per GB
 
 
@@ -152,7 +155,7 @@ class Recovery:
                 if dead := sorted(silent & set(self._processes.exits)):
                     self._is_due = True
                     raise SessionError(_died_meanwhile(dead))
-                if self._processes.is_controller_lost or self._processes.is_agent_lost:
+                if self._processes.is_lost:
                     raise SessionError("The session has ended while its ranks were to agree.")
                 if time.monotonic() > deadline:
                     raise SessionError(self._missing_text(settling, timeout_s))
@@ -200,11 +203,13 @@ class Recovery:
         except LaunchError as exc:
             raise SessionError(f"{exc}\n`%dist recover` tries again.") from exc
         self._processes.not_spawned.clear()
+        deaths = {rank: self._processes.exits[rank] for rank in dead}
         settling = self.settle(living, must_rebuild=True)
         try:
             self._spawn(dead, settling)
         except BaseException:
-            self._call_off(settling, dead)
+            with deferred_interrupts():
+                self._call_off(settling, deaths)
             raise
         return settling
 
@@ -225,20 +230,33 @@ class Recovery:
             ) from exc
         self.wait(settling)
 
-    def _call_off(self, settling: Settling, fresh: tuple[int, ...]) -> None:
-        """Let nobody wait for an agreement that cannot be reached any more."""
+    def _call_off(self, settling: Settling, deaths: Mapping[int, Event]) -> None:
+        """Let nobody wait for an agreement that cannot be reached any more.
+
+        Args:
+            settling: The agreement.
+            deaths: How the ranks had ended that fresh ones were asked for.
+        """
         self._is_due = True
-        exits = set(self._processes.exits)
+        processes = self._processes
+
+        def is_forked() -> bool:
+            return processes.is_lost or all(
+                rank in processes.not_spawned or processes.exits.get(rank) is not death
+                for rank, death in deaths.items()
+            )
+
+        with processes.changed:  # else the next time would make a second process of a rank
+            processes.changed.wait_for(is_forked, FORK_S)
         with contextlib.suppress(OSError):  # the agent is gone, and all ranks with it
-            self._processes.kill(set(fresh) - exits)  # half joined: the next time makes another
-        for rank in set(settling.ranks) - set(settling.replies) - exits:
-            with contextlib.suppress(KeyError):  # it has died meanwhile
-                self._client.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": [settling.meeting]})
+            processes.kill(set(deaths) - set(processes.exits))  # the next time makes another
+        silent = set(settling.ranks) - set(settling.replies) - set(processes.exits)
+        self._client.interrupt(silent, [settling.meeting])
 
     def _lost_again(self, ranks: Sequence[int]) -> str | None:
         """Say which of the fresh *ranks* has ended, or that all is lost."""
         processes = self._processes
-        if processes.is_agent_lost or processes.is_controller_lost:
+        if processes.is_lost:
             return "The session has ended meanwhile."
         ended = [rank for rank in ranks if rank in processes.exits]
         return describe_exit(processes.exits[ended[0]]) if ended else None
@@ -264,8 +282,7 @@ class Recovery:
                         f"{processes.not_spawned[refused[0]]}\n"
                         "`%dist recover` tries again; the other ranks keep their variables."
                     )
-                is_lost = processes.is_agent_lost or processes.is_controller_lost
-                if is_lost or time.monotonic() > deadline:
+                if processes.is_lost or time.monotonic() > deadline:
                     raise SessionError(
                         f"{name_ranks(ranks)} did not come up within {SETTLE_TIMEOUT_S:.0f} s.\n"
                         "`%dist logs` shows what it wrote; `%dist restart` starts anew."

@@ -20,7 +20,7 @@ from nbdist import packing, view
 from nbdist.errors import CellFailed, CellStopped, TransferError
 from nbdist.sessions.transport import Message
 from nbdist.sessions.values import RankValues, Unpacker
-from nbdist.view.hang import Diagnosis
+from nbdist.view.hang import Hang, hang_headline
 from nbdist.wire import (
     INPUT_REQUEST,
     OUTPUT_BATCH,
@@ -147,7 +147,7 @@ class Run:
         self.is_stopping = False
         self.shows_calls = True
         self.notes: list[str] = []
-        self.hang: Diagnosis | str | None = None
+        self.hang: Hang | None = None
         self.places: Mapping[int, Place] = {}
         self._began_at = time.monotonic()
 
@@ -227,11 +227,11 @@ class Run:
             self.places = places
             self._events.put(RunEvent("places", places=places))
 
-    def note_hang(self, hang: Diagnosis | str | None) -> None:
+    def note_hang(self, hang: Hang | None) -> None:
         """Take why this cell does not get on; ``None`` while it does. In the monitor's thread."""
-        if _headline(hang) != _headline(self.hang):
+        before, self.hang = self.hang, hang  # whoever hears of it reads it
+        if hang_headline(hang) != hang_headline(before):
             self._events.put(RunEvent("hang"))
-        self.hang = hang
 
     def abandon(self, error: CellError) -> tuple[int, ...]:
         """Wait no longer for ranks that do not answer.
@@ -415,10 +415,6 @@ class Run:
 
 def _in_short(error: CellError | None) -> str:
     return "" if error is None else f"{error.ename}: {error.evalue}".partition("\n")[0]
-
-
-def _headline(hang: Diagnosis | str | None) -> str | None:
-    return hang.headline if isinstance(hang, Diagnosis) else hang
 
 
 def _discard_all(headers: list[Mapping[str, Any]]) -> None:

@@ -11,27 +11,27 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from nbdist import packing, wire
+from nbdist import wire
 from nbdist.config import Config
-from nbdist.errors import SessionError, TransferError
+from nbdist.errors import SessionError
 from nbdist.launchers import start as launching
 from nbdist.launchers.launcher import connection_file
-from nbdist.packing import ValueFolder
-from nbdist.processes import exit_words
 from nbdist.sessions import transport
-from nbdist.sessions.diagnosis import has_uneven_calls, uneven_ends
+from nbdist.sessions.exchange import Exchange
 from nbdist.sessions.journals import Journals
 from nbdist.sessions.monitor import Monitor
 from nbdist.sessions.ranks import parse_ranks
 from nbdist.sessions.recovery import Recovery, RecoveryReport
 from nbdist.sessions.run import Run
-from nbdist.sessions.states import RankState, answer_of, ask, rank_states
+from nbdist.sessions.states import ANSWER_S, RankState, rank_states, snapshots
 from nbdist.sessions.traces import rank_traces
-from nbdist.sessions.transport import Message, RankClient
-from nbdist.sessions.values import RankValues, tensor_from
+from nbdist.sessions.transport import CONTROLLER_LOST, Message, RankClient
+from nbdist.sessions.unanswered import Unanswered
+from nbdist.sessions.uneven import has_uneven_calls, uneven_ends
+from nbdist.sessions.values import RankValues
 from nbdist.view import name_ranks
 from nbdist.view.trace import Trace
 from nbdist.wire import CellError, CellRequest, GroupCall
@@ -43,11 +43,6 @@ STOPPING_S = 1.0  # how long the next cell waits for one that was told to stop
 FREED_S = 2.0  # how long a death may take to free those who wait for the dead rank
 SNAPSHOT_S = 1.0
 NUMBERS_OF_A_KERNEL = 10**6  # of agreements; the next kernel of the session begins beyond
-
-CONTROLLER_LOST = (
-    "The controller of this session (an ipyparallel process) is gone: nothing reaches the ranks.\n"
-    "What they run goes on until `%dist stop`, which clears up; then `%dist start` starts anew."
-)
 
 RankSpec = str | int | Sequence[int] | None
 
@@ -67,7 +62,7 @@ class Session:
         self._client = client
         self._numbers = itertools.count(1)
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
-        self._unanswered: dict[str, set[int]] = {}  # cell id -> ranks that have not replied
+        self._unanswered = Unanswered()
         self._turn = processes.turn or 0
         first_number = self._turn * NUMBERS_OF_A_KERNEL + 1
         self._recovery = Recovery(processes, client, first_number)
@@ -77,7 +72,13 @@ class Session:
         self.restored: tuple[Run, ...] = ()  # cells that ran when another kernel lost the session
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._folder = ValueFolder(processes.folder.shared_memory(), processes.folder.path)
+        self._exchange = Exchange(
+            client,
+            processes,
+            self._unanswered,
+            begin=self._begin,
+            note_failure=self._recovery.note_failure,
+        )
         processes.on_exit = self._on_exit
         self._monitor = Monitor(processes, client, config.hang.after_s)
         self._monitor.start()
@@ -137,9 +138,8 @@ class Session:
 
     @property
     def busy_ranks(self) -> tuple[int, ...]:
-        """Living ranks that have not answered an earlier cell, given up on or not."""
-        busy = {rank for waiting in list(self._unanswered.values()) for rank in tuple(waiting)}
-        return tuple(rank for rank in self.living_ranks if rank in busy)
+        """Living ranks that have not answered an earlier cell, pull or push, given up on or not."""
+        return self._unanswered.busy(self.living_ranks)
 
     @property
     def is_stopped(self) -> bool:
@@ -149,8 +149,7 @@ class Session:
     @property
     def is_alive(self) -> bool:
         """Whether the session can run cells: not stopped, its agent and its controller there."""
-        is_lost = self._processes.is_agent_lost or self._processes.is_controller_lost
-        return not self._is_stopped and not is_lost
+        return not self._is_stopped and not self._processes.is_lost
 
     @property
     def journals(self) -> Journals:
@@ -194,7 +193,7 @@ class Session:
             want_value=want_value,
             max_value_bytes=max_value_bytes,
         )
-        run = Run(request, self._unpack, self.interrupt, self.world_size)
+        run = Run(request, self._exchange.unpack, self.interrupt, self.world_size)
         if report is not None:
             run.notes.append(str(report))
         self._settle_first()
@@ -214,7 +213,7 @@ class Session:
 
         The caller has what the ranks kept of it heard, message by message.
         """
-        run = Run(request, self._unpack, self.interrupt, self.world_size)
+        run = Run(request, self._exchange.unpack, self.interrupt, self.world_size)
         self._runs[request.cell_id] = run
         hear = self._hearer_of(run)
         self._monitor.add(run)
@@ -224,24 +223,23 @@ class Session:
         try:
             self._client.request(run.ranks, wire.CELL_REQUEST, content, self._hearer_of(run))
         except BaseException:
-            self._unanswered.pop(run.request.cell_id, None)
+            self._unanswered.forget(run.request.cell_id)
             self._runs.pop(run.request.cell_id, None)
             raise
 
     def _hearer_of(self, run: Run) -> Callable[[Message], None]:
         """Return what is to hear the messages about *run*, until all ranks have replied."""
-        client, unanswered = self._client, self._unanswered
-        waiting = unanswered[run.request.cell_id] = set(run.ranks)
+        client, unanswered, cell_id = self._client, self._unanswered, run.request.cell_id
+        unanswered.expect(cell_id, run.ranks)
         keep_alive = run  # an abandoned run must hear its late replies
 
         def hear(message: Message) -> None:
             if message.kind == wire.CELL_REPLY:  # first: who waits for the run goes on at once
-                waiting.discard(message.rank)
+                unanswered.answered(cell_id, message.rank)
                 if message.content["status"] != "ok":
                     self._recovery.note_failure()
             keep_alive.hear(message)
-            if keep_alive.done and not waiting - set(self.dead_ranks):
-                unanswered.pop(keep_alive.request.cell_id, None)
+            if keep_alive.done and cell_id not in unanswered:
                 client.forget(message.request_id)
 
         return hear
@@ -252,17 +250,14 @@ class Session:
         Not while one is dead, and not while one is busy with an earlier cell: the others can run
         cells meanwhile, and their collectives say what is wrong.
         """
-        self._wait_for_stopped()
+        _wait_a_moment(lambda: not self._is_stopping, STOPPING_S)
         if self._recovery.is_due and not self.dead_ranks and not self.busy_ranks:
             self._recovery.settle(tuple(range(self.world_size)))
 
-    def _wait_for_stopped(self) -> None:
-        """Wait a moment for cells that were told to stop and have not come to their end."""
-        deadline = time.monotonic() + STOPPING_S
-        while any(not run.done and run.is_stopping for run in list(self._runs.values())):
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.005)
+    @property
+    def _is_stopping(self) -> bool:
+        """Whether a cell was told to stop and has not come to its end."""
+        return any(not run.done and run.is_stopping for run in list(self._runs.values()))
 
     def select(self, ranks: RankSpec) -> tuple[int, ...]:
         """Return the ranks that *ranks* names, dead ones as well.
@@ -286,8 +281,8 @@ class Session:
         dead = sorted(set(targets) & set(self.dead_ranks))
         if dead:
             raise SessionError(
-                f"{name_ranks(dead)} cannot run this: rank {dead[0]} {self._death(dead[0])}.\n"
-                + self._way_out()
+                f"{name_ranks(dead)} cannot run this: rank {dead[0]} "
+                f"{self._processes.ending_of(dead[0])}.\n{self._way_out()}"
             )
         return targets
 
@@ -327,9 +322,10 @@ class Session:
         """Stop *run* on the ranks where it is not over; returns at once."""
         run.is_stopping = True
         meeting = self._recovery.open_meeting
-        content = {"cell_ids": [run.request.cell_id, *([meeting] if meeting else [])]}
-        for rank in self.living_ranks if meeting else run.running_ranks:
-            self._client.control(rank, wire.INTERRUPT_REQUEST, content)
+        self._client.interrupt(
+            self.living_ranks if meeting else run.running_ranks,
+            [run.request.cell_id, *([meeting] if meeting else [])],
+        )
 
     def stop_run(
         self, run: Run, why: str, give_up: Callable[[], bool] = lambda: False
@@ -391,8 +387,8 @@ class Session:
                 "All ranks are dead, and their variables with them: nothing is left to recover.\n"
                 "`%dist restart` starts anew with the same configuration."
             )
-        if dead:
-            self._wait_until_free()
+        if dead:  # those whom a death frees may be on their way
+            _wait_a_moment(lambda: not self.busy_ranks, FREED_S)
         if busy := self.busy_ranks:
             raise SessionError(
                 f"{name_ranks(busy)} still run a cell: stop it (■), then `%dist recover` again.\n"
@@ -411,12 +407,6 @@ class Session:
             copied = self._recovery.share(self.living_ranks, source, also)
             self._incomplete.clear()
         return RecoveryReport(fresh, copied, seconds)
-
-    def _wait_until_free(self) -> None:
-        """Wait a moment for those whom a death frees; they may be on their way."""
-        deadline = time.monotonic() + FREED_S
-        while self.busy_ranks and time.monotonic() < deadline:
-            time.sleep(0.005)
 
     def recover_if_wanted(self) -> RecoveryReport | None:
         """Replace dead ranks where the configuration says ``recover=auto`` and it can be done now.
@@ -458,12 +448,7 @@ class Session:
         Raises:
             TransferError: It cannot be evaluated or sent on some rank.
         """
-        content = {"action": "pull", "expression": expression, "max_bytes": max_bytes}
-        replies = self._ask_all(self._targets(ranks), content, [])
-        values = {}
-        for rank, message in replies.items():
-            values[rank] = self._unpack(message.content["value"], message.buffers)
-        return RankValues(values)
+        return self._exchange.pull(self._targets(ranks), expression, max_bytes)
 
     def push(self, values: Mapping[str, Any], ranks: RankSpec = None) -> None:
         """Set the variables *values* on each of *ranks*.
@@ -471,14 +456,7 @@ class Session:
         Raises:
             TransferError: A value cannot be pickled here, or not unpickled there.
         """
-        targets = self._targets(ranks)
-        packed = packing.pack(dict(values), self._folder)
-        try:
-            content = {"action": "push", "value": packed.header}
-            self._ask_all(targets, content, packed.buffers)
-        finally:
-            for path in packed.files:
-                path.unlink(missing_ok=True)
+        self._exchange.push(self._targets(ranks), values)
 
     def push_function(
         self, name: str, function: Callable[..., Any], ranks: RankSpec = None
@@ -488,96 +466,18 @@ class Session:
         Raises:
             TransferError: It is no plain Python function.
         """
-        from ipyparallel.serialize import can
+        self._exchange.push_function(self._targets(ranks), name, function)
 
-        packed = packing.pack(can(function), None)
-        content = {"action": "push_function", "name": name, "value": packed.header}
-        self._ask_all(self._targets(ranks), content, packed.buffers)
-
-    def _ask_all(
-        self, targets: tuple[int, ...], content: Mapping[str, Any], buffers: Iterable[bytes]
-    ) -> dict[int, Message]:
-        """Send a value request to each target and wait for all replies, or for a death.
-
-        Raises:
-            TransferError: It failed on some rank; what the others sent is thrown away.
-        """
-        replies: dict[int, Message] = {}
-        changed = threading.Condition()
-
-        def hear(message: Message) -> None:
-            with changed:
-                replies[message.rank] = message
-                changed.notify_all()
-
-        cell_id = self._name(next(self._numbers))
-        content = {**content, "cell_id": cell_id}
+    def _begin(self) -> str:
+        """Let the ranks agree first where they must; return the id of what is sent next."""
         self._settle_first()
-        request_id = self._client.request(targets, wire.VALUE_REQUEST, content, hear, buffers)
-        try:
-            with changed:
-                while set(targets) - set(replies) and not self._lost(targets, replies):
-                    changed.wait(0.2)
-                    if any(reply.content["status"] != "ok" for reply in replies.values()):
-                        break
-            self._interrupt_silent(targets, replies, cell_id, changed)
-        except KeyboardInterrupt:
-            self._recovery.note_failure()
-            for rank in set(targets) - set(replies):
-                self._client.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": [cell_id]})
-            raise
-        finally:
-            self._client.forget(request_id)
-        if problem := self._problem_of(targets, replies):
-            self._recovery.note_failure()
-            for message in replies.values():
-                if message.content.get("value"):
-                    packing.discard(message.content["value"])
-            raise TransferError(problem)
-        return dict(sorted(replies.items()))
-
-    def _interrupt_silent(
-        self,
-        targets: tuple[int, ...],
-        replies: Mapping[int, Message],
-        cell_id: str,
-        changed: threading.Condition,
-    ) -> None:
-        """Interrupt ranks that may wait for one whose request has failed, and wait for them."""
-
-        def is_over() -> bool:
-            return set(targets) <= set(replies) or self._lost(targets, replies)
-
-        with changed:
-            while not changed.wait_for(is_over, INTERRUPT_AGAIN_S):
-                for rank in set(targets) - set(replies):
-                    self._client.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": [cell_id]})
-
-    def _problem_of(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> str | None:
-        for rank in targets:
-            if rank not in replies and self._processes.is_controller_lost:
-                return CONTROLLER_LOST
-            if rank not in replies:
-                return f"rank {rank} {self._death(rank)}."
-        failed = {r: m.content["error"] for r, m in replies.items() if m.content["status"] != "ok"}
-        if not failed:
-            return None
-        consequences = ("KeyboardInterrupt", "PeerFailed")  # of what another rank has met
-        rank = min(failed, key=lambda r: (failed[r].startswith(consequences), r))
-        return f"rank {rank}: {failed[rank]}"
-
-    def _lost(self, targets: tuple[int, ...], replies: Mapping[int, Message]) -> bool:
-        is_dead = any(rank not in replies and rank in self._processes.exits for rank in targets)
-        return is_dead or not self.is_alive
-
-    def _unpack(self, header: Mapping[str, Any], buffers: list[memoryview]) -> Any:
-        return packing.unpack(header, buffers, self._folder, tensor_from)
+        return self._name(next(self._numbers))
 
     # State ------------------------------------------------------------------------------------
 
     def states(self) -> list[RankState]:
         """Ask every rank what it is doing; one that does not answer is waited for at most 1 s."""
-        return rank_states(self._client, self._processes, self._death)
+        return rank_states(self._client, self._processes)
 
     def trace(self, cells: Sequence[str] | Literal["last"] | None = None) -> Trace:
         """Return what collectives the ranks have called, and when, as far as they still know.
@@ -593,7 +493,7 @@ class Session:
 
     def running_cell(self, rank: int) -> str | None:
         """Return the id of the cell that *rank* runs, empty for none; ``None``: it is too busy."""
-        snapshot = answer_of(ask(self._client, rank))
+        snapshot = snapshots(self._client, [rank], ANSWER_S).get(rank)
         return None if snapshot is None else snapshot.cell_id or ""
 
     def log_tail(self, rank: int, num_lines: int) -> str:
@@ -610,25 +510,17 @@ class Session:
                 run.abandon(CellError("ControllerLost", CONTROLLER_LOST))
             return
         ranks = [event["rank"]] if event["event"] == "exited" else range(self.world_size)
-        for waiting in list(self._unanswered.values()):  # a fresh rank will not answer for them
-            waiting.difference_update(ranks)
+        self._unanswered.died(ranks)  # a fresh rank will not answer for them
         for run in list(self._runs.values()):
             for rank in ranks:
-                run.note_death(rank, self._death(rank), str(event.get("tail", "")))
+                run.note_death(rank, self._processes.ending_of(rank), str(event.get("tail", "")))
 
     def note_death(self, run: Run, rank: int) -> None:
         """Tell *run* that *rank* is gone, or that another process has its place."""
         event = self._processes.exits.get(rank)
-        how = "ended before the cell did" if event is None else self._death(rank)
+        how = "ended before the cell did" if event is None else self._processes.ending_of(rank)
         run.note_death(rank, how, "" if event is None else str(event.get("tail", "")))
-        self._unanswered.get(run.request.cell_id, set()).discard(rank)
-
-    def _death(self, rank: int) -> str:
-        """Say how *rank* ended: ``was killed by SIGKILL``."""
-        event = self._processes.exits.get(rank)
-        if event is None:
-            return "is gone: the agent that watched it has ended"
-        return exit_words(event["code"])
+        self._unanswered.answered(run.request.cell_id, rank)
 
     def stop_soon(self) -> None:
         """Have all ranks ended, and do not wait for it; a signal handler may call this."""
@@ -647,6 +539,13 @@ class Session:
         self._monitor.close()
         self._processes.stop()
         self._client.close(linger=0)
+
+
+def _wait_a_moment(is_over: Callable[[], bool], timeout_s: float) -> None:
+    """Return as soon as *is_over* says so, or after *timeout_s*."""
+    deadline = time.monotonic() + timeout_s
+    while not is_over() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def connect(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 
@@ -35,48 +34,35 @@ class RankState:
     gpu_bytes: int | None = None
 
 
-def rank_states(
-    client: RankClient, processes: Processes, death: Callable[[int], str]
-) -> list[RankState]:
-    """Ask every rank at once what it is doing; wait at most a second for each that is silent.
+def rank_states(client: RankClient, processes: Processes) -> list[RankState]:
+    """Ask every rank at once what it is doing; wait at most a second for those that are silent.
 
     Args:
         client: The connection to the ranks.
         processes: Of the session.
-        death: Says how a rank has ended.
     """
-    is_lost = processes.is_agent_lost or processes.is_controller_lost
-    asked = {
-        rank: None if rank in processes.exits or is_lost else ask(client, rank)
-        for rank in range(processes.plan.nproc)
-    }
-    return [_state(rank, answer, processes, death) for rank, answer in asked.items()]
+    ranks = range(processes.plan.nproc)
+    living = [rank for rank in ranks if rank not in processes.exits and not processes.is_lost]
+    answers = snapshots(client, living, ANSWER_S)
+    return [_state(rank, answers.get(rank), client, processes) for rank in ranks]
 
 
-def ask(client: RankClient, rank: int) -> Any:
-    """Ask *rank* for a snapshot; return the future of the answer, ``None`` for one that is gone."""
-    try:
-        return client.control(rank, wire.SNAPSHOT_REQUEST, {})
-    except KeyError:
-        return None
+def snapshots(client: RankClient, ranks: Iterable[int], timeout_s: float) -> dict[int, Snapshot]:
+    """Ask all *ranks* at once what they are doing; return what those say that answer in time."""
+    answers = client.ask_all(ranks, wire.SNAPSHOT_REQUEST, {}, timeout_s)
+    return {rank: Snapshot.from_json(content) for rank, content in answers.items()}
 
 
-def answer_of(asked: Any) -> Snapshot | None:
-    """Return the snapshot that *asked* brings, or ``None`` where none comes in time."""
-    if asked is None or not asked.wait(ANSWER_S):
-        return None
-    return Snapshot.from_json(asked.result()["content"])
-
-
-def _state(rank: int, asked: Any, processes: Processes, death: Callable[[int], str]) -> RankState:
+def _state(
+    rank: int, snapshot: Snapshot | None, client: RankClient, processes: Processes
+) -> RankState:
     pid = processes.pids[rank]
-    if asked is None:
-        if rank not in processes.exits and processes.is_controller_lost:
-            return RankState(rank, pid, "out of reach", _resident_bytes(pid))
-        if rank not in processes.exits and not processes.is_agent_lost:
-            return RankState(rank, pid, "joining the others", _resident_bytes(pid))
-        return RankState(rank, pid, f"dead: {death(rank)}")
-    snapshot = answer_of(asked)
+    if rank not in processes.exits and processes.is_controller_lost:
+        return RankState(rank, pid, "out of reach", _resident_bytes(pid))
+    if rank in processes.exits or processes.is_agent_lost:
+        return RankState(rank, pid, f"dead: {processes.ending_of(rank)}")
+    if not client.has_joined(rank):
+        return RankState(rank, pid, "joining the others", _resident_bytes(pid))
     if snapshot is None:
         return RankState(rank, pid, f"no answer: {_why_silent(pid)}", _resident_bytes(pid))
     state = "idle"

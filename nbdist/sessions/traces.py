@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from nbdist import wire
 from nbdist.sessions.transport import RankClient
@@ -25,13 +23,5 @@ def rank_traces(
         cells: Labels of the cells wanted; ``"last"`` for the last that called any; all when
             ``None``.
     """
-    asked: dict[int, Any] = {}
-    for rank in ranks:
-        with contextlib.suppress(KeyError):  # it has died meanwhile
-            asked[rank] = client.control(rank, wire.TRACE_REQUEST, {"cells": cells})
-    deadline = time.monotonic() + ANSWER_S
-    return {
-        rank: RankTrace.from_json(answer.result()["content"])
-        for rank, answer in asked.items()
-        if answer.wait(max(0.0, deadline - time.monotonic()))
-    }
+    answers = client.ask_all(ranks, wire.TRACE_REQUEST, {"cells": cells}, ANSWER_S)
+    return {rank: RankTrace.from_json(content) for rank, content in answers.items()}

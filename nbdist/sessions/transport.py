@@ -6,11 +6,12 @@ batches on iopub. Replies and batches are handed on in the client's IO thread.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from nbdist import packing, wire
 from nbdist.errors import LaunchError, SessionError
 
 CONNECT_TIMEOUT_S = 60.0
+
+CONTROLLER_LOST = (
+    "The controller of this session (an ipyparallel process) is gone: nothing reaches the ranks.\n"
+    "What they run goes on until `%dist stop`, which clears up; then `%dist start` starts anew."
+)
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,38 @@ class RankClient(Client):  # type: ignore[misc]
             self._control_stream, kind, content=dict(content), ident=self._engines[rank].encode()
         )
         return future
+
+    def ask_all(
+        self, ranks: Iterable[int], kind: str, content: Mapping[str, Any], timeout_s: float
+    ) -> dict[int, Mapping[str, Any]]:
+        """Ask the control threads of all *ranks* at once; return what those say that answer.
+
+        Args:
+            ranks: Whom to ask; those that the hub does not know any more are left out.
+            kind: Message type.
+            content: JSON content.
+            timeout_s: For all of them.
+        """
+        asked: dict[int, Any] = {}
+        for rank in ranks:
+            with contextlib.suppress(KeyError):  # it has died meanwhile
+                asked[rank] = self.control(rank, kind, content)
+        deadline = time.monotonic() + timeout_s
+        return {
+            rank: answer.result()["content"]
+            for rank, answer in asked.items()
+            if answer.wait(max(0.0, deadline - time.monotonic()))
+        }
+
+    def interrupt(self, ranks: Iterable[int], request_ids: Sequence[str]) -> None:
+        """Stop what was asked of *ranks* under these ids; returns at once."""
+        for rank in ranks:
+            with contextlib.suppress(KeyError):  # it has died meanwhile
+                self.control(rank, wire.INTERRUPT_REQUEST, {"cell_ids": list(request_ids)})
+
+    def has_joined(self, rank: int) -> bool:
+        """Whether the hub knows *rank*, so that it can be reached."""
+        return rank in self._engines
 
     def _hear(self, msg: Mapping[str, Any]) -> None:
         request_id = msg["parent_header"].get("msg_id", "")

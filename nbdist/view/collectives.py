@@ -1,6 +1,6 @@
 """Which collectives a cell called, in one line.
 
-    CallCount, CallCount, …  →  4 × all_reduce (12 MB) · group world
+    CallCount, CallCount, …  →  4 × all_reduce (12 MiB) · group world
 
 What all ranks of a group did alike is said once. Where they did not, each is named, since for a
 rank that called less than its peers they will wait in the next cell.
@@ -8,11 +8,11 @@ rank that called less than its peers they will wait in the next cell.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nbdist.view.names import name_ranks
-from nbdist.view.sizes import describe_size
+from nbdist.view.sizes import describe_sizes
 from nbdist.wire import CallCount
 
 MAX_NAMED_GROUPS = 4
@@ -26,7 +26,7 @@ Calls = Mapping[int, Sequence[CallCount]]
 def collectives_line(calls: Calls, world_size: int | None = None) -> str:
     """Say what was called how often and with how much data; empty where nothing was.
 
-    A size is what one rank put in, all calls together; ``1–3 MB`` where ranks put in different
+    A size is what one rank put in, all calls together; ``1–3 MiB`` where ranks put in different
     amounts.
 
     Args:
@@ -46,6 +46,27 @@ def collectives_line(calls: Calls, world_size: int | None = None) -> str:
     )
 
 
+def held_up(calls: Calls, ranks: Iterable[int]) -> frozenset[int]:
+    """Return which of *ranks* held the others up: they called less and waited for nobody.
+
+    The ranks of a group call the same collectives in the same order, so who called most in a group
+    waits there for who called less. Messages tell nothing of the kind.
+
+    Args:
+        calls: By rank; one that is missing has called nothing.
+        ranks: Those the cell ran on.
+    """
+    late: set[int] = set()
+    waiting: set[int] = set()
+    for group in _groups({rank: calls.get(rank, ()) for rank in ranks}):
+        counts = {rank: group.num_collectives(rank) for rank in group.calls}
+        ahead = {rank for rank, count in counts.items() if count == max(counts.values())}
+        if len(ahead) < len(counts):
+            waiting |= ahead
+            late |= counts.keys() - ahead
+    return frozenset(late - waiting)
+
+
 @dataclass(frozen=True)
 class _Group:
     """A group, and what each of its ranks called in it, of those ranks the cell ran on."""
@@ -60,6 +81,9 @@ class _Group:
         parts = [", ".join(self._say(op, tuple(self.calls)) for op in common)]
         parts += self._by_rank([op for op in ops if op not in common])
         return " · ".join(part for part in parts if part)
+
+    def num_collectives(self, rank: int) -> int:
+        return sum(call.count for op, call in self.calls[rank].items() if op not in _MESSAGES)
 
     def _by_rank(self, ops: Sequence[str]) -> Iterator[str]:
         """Say how often which ranks called each of *ops*."""
@@ -83,10 +107,8 @@ class _Group:
         count = self._count(ranks[0], op)
         if not count:
             return f"no {op}"
-        sizes = sorted(self.calls[rank][op].size_bytes for rank in ranks)
-        low, high = describe_size(sizes[0]), describe_size(sizes[-1])
-        size = high if low == high else f"{low}–{high}"
-        return f"{count:,} × {op}" + f" ({size})" * bool(sizes[-1])
+        sizes = [self.calls[rank][op].size_bytes for rank in ranks]
+        return f"{count:,} × {op}" + f" ({describe_sizes(sizes)})" * any(sizes)
 
 
 def _groups(calls: Calls) -> list[_Group]:

@@ -90,13 +90,22 @@ class LineRow:
         return tuple(label for label, _ in self.lines)
 
 
-def gutter_table(rows: Sequence[Row | LineRow]) -> str:
+@dataclass(frozen=True)
+class Gap:
+    """A little room between two rows."""
+
+    labels: tuple[Label, ...] = ()
+
+
+GAP = Gap()
+AnyRow = Row | LineRow | Gap
+
+
+def gutter_table(rows: Sequence[AnyRow]) -> str:
     """Put *rows* below one another, beside a gutter as wide as the longest label."""
     num_chars = max((label.num_chars for row in rows for label in row.labels), default=0)
     width = round(min(num_chars, MAX_LABEL_CHARS) * _LABEL_CHAR_PX) + 10
-    body = "".join(
-        _row(row) if isinstance(row, Row) else _line_row(row, width, num_chars) for row in rows
-    )
+    body = "".join(_any_row(row, width, num_chars) for row in rows)
     return (
         f'<table style="{_TABLE};width:100%;table-layout:fixed"><colgroup>'
         f'<col style="width:{width}px"><col></colgroup><tbody>{body}</tbody></table>'
@@ -133,6 +142,12 @@ def small(text: str) -> str:
 def details(title: str, content: str) -> str:
     """Show *content* (HTML) when the user opens *title* (HTML)."""
     return f'<details><summary style="{SMALL};cursor:pointer">{title}</summary>{content}</details>'
+
+
+def _any_row(row: AnyRow, width: int, num_chars: int) -> str:
+    if isinstance(row, Gap):
+        return f'<tr style="{_ROW}"><td colspan="2" style="{_CELL};padding:7px 0 0"></td></tr>'
+    return _row(row) if isinstance(row, Row) else _line_row(row, width, num_chars)
 
 
 def _row(row: Row) -> str:

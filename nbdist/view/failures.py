@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Literal
 
 from nbdist.view.ansi import strip_ansi
+from nbdist.view.columns import clip
 from nbdist.view.names import name_ranks
 from nbdist.view.stream import settle
 from nbdist.wire import CellError, Frame, RankOutput, Text
@@ -120,7 +121,9 @@ class Failures:
     waiting: tuple[Waiting, ...]
 
 
-def group_failures(ranks: Iterable[RankOutput], *, is_folded: bool = True) -> Failures:
+def group_failures(
+    ranks: Iterable[RankOutput], *, is_folded: bool = True, held_up_by: frozenset[int] = frozenset()
+) -> Failures:
     """Tell each cause once: errors and deaths first, then stops.
 
     Of these, causes that other ranks waited for come first, then those of lower ranks.
@@ -128,6 +131,7 @@ def group_failures(ranks: Iterable[RankOutput], *, is_folded: bool = True) -> Fa
     Args:
         ranks: What the ranks made of the cell, in any order.
         is_folded: Put ranks together; otherwise each is told by itself.
+        held_up_by: Ranks that others waited for when the cell was stopped.
     """
     failed = sorted((r for r in ranks if r.status != "ok"), key=lambda r: r.rank)
     causes: dict[Hashable, list[RankOutput]] = {}
@@ -143,7 +147,10 @@ def group_failures(ranks: Iterable[RankOutput], *, is_folded: bool = True) -> Fa
     waited_for = {output.error.waited_for for output in failed if output.error}
     in_order = sorted(
         causes.values(),
-        key=lambda group: (group[0].status == "stopped", waited_for.isdisjoint(_ranks(group))),
+        key=lambda group: (
+            is_stopped := group[0].status == "stopped",
+            (held_up_by if is_stopped else waited_for).isdisjoint(_ranks(group)),
+        ),
     )
     told = {rank for group in in_order for rank in _ranks(group)}
     return Failures(
@@ -331,8 +338,7 @@ def _summarize(cause: Cause) -> str:
 
 
 def _first_line(text: str) -> str:
-    line = text.split("\n", 1)[0].rstrip(":")
-    return line if len(line) <= _MAX_MESSAGE_CHARS else line[: _MAX_MESSAGE_CHARS - 1] + "…"
+    return clip(text.split("\n", 1)[0].rstrip(":"), _MAX_MESSAGE_CHARS)
 
 
 def _elide(frames: list[Frame]) -> str:

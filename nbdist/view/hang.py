@@ -1,6 +1,6 @@
 """What a user reads while a cell hangs: who waits where, who is the cause, what to do next.
 
-    diagnose(...) ──▶ Diagnosis ──▶ hang_text, hang_html        (the same facts in both)
+    diagnose(...) ──▶ Diagnosis ──▶ hang_headline, hang_text
 
 Only words are chosen here; who is to blame was decided before. A card stays short however many
 ranks there are: equal places share a line, and what is too much is counted.
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
 
-from nbdist.view.elements import AMBER, Label, Row, gutter_table, pre_html, small
+from nbdist.view.columns import clip
 from nbdist.view.names import name_ranks
 
 MAX_NAMED = 3  # places in the headline, and causes
@@ -22,18 +21,19 @@ MAX_NAME_CHARS = 48
 MAX_PIDS = 8
 MAX_SOURCE_CHARS = 100
 
+# In the order in which they are told: what has to be done something about comes first.
 CulpritKind = Literal[
-    "working",  # runs code of the cell
-    "input",  # waits for the user
-    "elsewhere",  # runs another cell, or has not begun this one
-    "ended",  # is over with the cell, however it ended
-    "absent",  # was not given the cell
     "dead",
     "stopped",  # by SIGSTOP
     "silent",  # its control thread does not answer
-    "gave_up",  # left the collective by an exception, and goes on
     "mismatch",  # these ranks call different things
     "deadlock",  # these ranks wait for each other
+    "absent",  # was not given the cell
+    "gave_up",  # left the collective by an exception, and goes on
+    "ended",  # is over with the cell, however it ended
+    "input",  # waits for the user
+    "elsewhere",  # runs another cell, or has not begun this one
+    "working",  # runs code of the cell
 ]
 
 _PLURALS = {
@@ -134,7 +134,7 @@ class Culprit:
 
     def details(self) -> str:
         """Say all that is known, to follow the names of the ranks."""
-        source = _clip(self.source)
+        source = clip(self.source, MAX_SOURCE_CHARS)
         return f"{self._doing()}{f': {source}' if source else ''}"
 
     def _doing(self) -> str:
@@ -179,7 +179,11 @@ class Diagnosis:
     @property
     def lines(self) -> tuple[str, ...]:
         """Each place and each cause with all that is known of it, one line each."""
-        return tuple(f"{name} {text}".strip() for name, text in self._statements())
+        waits = [f"{short_name(wait.ranks)} {wait.details()}" for wait in self.waits[:MAX_LINES]]
+        waits += _more(len(self.waits) - MAX_LINES, "others wait at", "place")
+        culprits = [f"{short_name(c.ranks)} {c.details()}" for c in self.culprits[:MAX_LINES]]
+        culprits += _more(len(self.culprits) - MAX_LINES, "others do", "other thing")
+        return (*waits, *culprits)
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -189,13 +193,6 @@ class Diagnosis:
             kinds = dict.fromkeys(kind for kind in kinds if kind not in ("working", "elsewhere"))
         stop = _STOP_OTHERS if kinds.keys() & {"silent", "stopped"} else _STOP
         return (*(text for kind in kinds if (text := self._advice(kind))), stop)
-
-    def _statements(self) -> list[tuple[str, str]]:
-        waits = [(short_name(wait.ranks), wait.details()) for wait in self.waits[:MAX_LINES]]
-        rest = _more(len(self.waits) - MAX_LINES, "others wait at", "place")
-        culprits = [(short_name(c.ranks), c.details()) for c in self.culprits[:MAX_LINES]]
-        others = _more(len(self.culprits) - MAX_LINES, "others do", "other thing")
-        return [*waits, *(("", more) for more in rest), *culprits, *(("", more) for more in others)]
 
     def _advice(self, kind: CulpritKind) -> str:
         ranks = sorted(rank for c in self.culprits if c.kind == kind for rank in c.ranks)
@@ -244,22 +241,21 @@ _ADVICE: dict[CulpritKind, str] = {
 }
 
 
-def hang_text(diagnosis: Diagnosis) -> str:
-    """Write *diagnosis* as plain text without a line break at its end."""
-    lines = [f"  {line}" for line in (*diagnosis.lines, *diagnosis.advice)]
-    return "\n".join([diagnosis.headline, *lines])
+Hang = Diagnosis | str
+"""Why a cell does not get on, or why that cannot be said."""
 
 
-def hang_html(diagnosis: Diagnosis) -> str:
-    """Write *diagnosis* as one ``<div>`` that needs nothing else."""
-    head = pre_html(f"<b>{escape(diagnosis.headline, quote=False)}</b>")
-    advice = "".join(map(small, diagnosis.advice))
-    lines = [
-        Row((Label(name),), pre_html(escape(text, quote=False)), AMBER)
-        for name, text in diagnosis._statements()
-    ]
-    rows = [Row((Label(""),), head, AMBER, f"{AMBER}14"), *lines, Row((Label(""),), advice, AMBER)]
-    return f"<div>{gutter_table(rows)}</div>"
+def hang_headline(hang: Hang | None) -> str | None:
+    """Return *hang* in one line; ``None`` where there is none."""
+    return hang.headline if isinstance(hang, Diagnosis) else hang
+
+
+def hang_text(hang: Hang) -> str:
+    """Write *hang* as plain text without a line break at its end."""
+    if isinstance(hang, str):
+        return hang
+    lines = [f"  {line}" for line in (*hang.lines, *hang.advice)]
+    return "\n".join([hang.headline, *lines])
 
 
 def short_name(ranks: Iterable[int]) -> str:
@@ -285,7 +281,3 @@ def _verb(verb: str, ranks: tuple[int, ...]) -> str:
 
 def _more(number: int, what: str, noun: str) -> list[str]:
     return [f"{what} {number} {noun}{'s' * (number > 1)}"] if number > 0 else []
-
-
-def _clip(source: str) -> str:
-    return source if len(source) <= MAX_SOURCE_CHARS else f"{source[: MAX_SOURCE_CHARS - 1]}…"

@@ -13,7 +13,9 @@ from html import escape
 from nbdist.view.elements import (
     AMBER,
     FAINT,
+    GAP,
     SMALL,
+    AnyRow,
     Label,
     LineRow,
     Row,
@@ -49,8 +51,9 @@ MAX_OPEN_OBJECTS = 8
 
 def render_html(page: Page) -> str:
     """Write *page* as one ``<div>``."""
-    rows: list[Row | LineRow] = [row for part in page.parts for row in _part(page, part)]
-    rows += _table(page.table) if page.table else ()
+    rows: list[AnyRow] = [row for part in page.parts for row in _part(page, part)]
+    if page.table:
+        rows += [GAP, *_table(page.table)] if rows else _table(page.table)
     rows += failure_rows(page.causes, page.waiting)
     rows += [Row((Label("!"),), pre_html(escape(note, quote=False)), AMBER) for note in page.notes]
     if page.collectives:
@@ -58,7 +61,7 @@ def render_html(page: Page) -> str:
     return f"<div>{gutter_table(rows)}</div>"
 
 
-def _part(page: Page, part: Part) -> Iterator[Row | LineRow]:
+def _part(page: Page, part: Part) -> Iterator[AnyRow]:
     if isinstance(part, Block):
         yield _row(page, part, outputs_html(part))
     elif part.kind == "line":
@@ -94,7 +97,7 @@ def _block_to_open(page: Page, blocks: Sequence[Block]) -> Block:
 # Beside one another ----------------------------------------------------------------------------
 
 
-def _lines(page: Page, variants: Variants) -> Iterator[Row | LineRow]:
+def _lines(page: Page, variants: Variants) -> Iterator[AnyRow]:
     """Show one line of each rank, with what differs marked."""
     texts = [
         (block.ranks, output.text.removesuffix("\n"))
@@ -114,10 +117,18 @@ def _lines(page: Page, variants: Variants) -> Iterator[Row | LineRow]:
     )
 
 
-def _table(table: ScalarTable) -> Iterator[Row | LineRow]:
-    values = zip(table.rows, table.aligned(), strict=True)
-    yield from line_rows([Line((rank,), value, len(value)) for (rank, _), value in values])
-    yield Row((Label(""),), small(" · ".join(table.totals)))
+def _table(table: ScalarTable) -> Iterator[AnyRow]:
+    aligned = table.aligned()
+    values = [value.rstrip() for value in aligned[: len(table.rows)]]
+    lines = zip(table.rows, values, strict=True)
+    yield from line_rows([Line((rank,), value, len(value)) for (rank, _), value in lines])
+    totals = zip(table.totals, aligned[len(values) :], strict=True)
+    yield LineRow(
+        tuple(
+            (Label(total.name), f"{value} {faint(total.ranks)}" if total.ranks else value.rstrip())
+            for total, value in totals
+        )
+    )
 
 
 def _gallery(variants: Variants) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from nbdist.view.ansi import open_style, strip_ansi
+from nbdist.view.columns import clip
 from nbdist.view.consolidate import Shown, describe_dropped
 from nbdist.view.elements import FAINT, PRE, SMALL, details, faint, pre, small
 from nbdist.view.fold import Block
@@ -113,8 +114,7 @@ def _preview(block: Block) -> str:
 
 def _cut(line: str) -> str:
     """Return *line* as HTML, cut to a length that fits."""
-    is_long = len(line) > MAX_PREVIEW_CHARS
-    return escape(f"{line[: MAX_PREVIEW_CHARS - 1]}…" if is_long else line, quote=False)
+    return escape(clip(line, MAX_PREVIEW_CHARS), quote=False)
 
 
 def _plain(output: Shown) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nbdist.view.collectives import collectives_line
+from nbdist.view.collectives import collectives_line, held_up
 from nbdist.view.consolidate import Shown, consolidate
 from nbdist.view.failures import Cause, Waiting, group_failures
 from nbdist.view.fold import Block, fold
@@ -84,13 +84,15 @@ def lay_out(
         }
     )
     table, parts = _fold(outputs) if is_folded else (None, _one_by_one(outputs))
-    failures = group_failures(ranks, is_folded=is_folded)
+    calls = calls or {}
+    late = held_up(calls, [output.rank for output in ranks])
+    failures = group_failures(ranks, is_folded=is_folded, held_up_by=late)
     return Page(
         parts=trim([_with_own_bars(part) for part in parts]),
         table=table,
         causes=failures.causes,
         waiting=failures.waiting,
-        collectives=collectives_line(calls or {}, world_size),
+        collectives=collectives_line(calls, world_size),
         notes=tuple(notes),
     )
 

@@ -237,13 +237,16 @@ def count_text(bar: Progress) -> str:
 
 def live_text(bar: Progress) -> str:
     """Say how *bar* gets on while it runs, times and all."""
-    said = " ".join(filter(None, (_one_line(bar.text), count_text(bar))))
-    return " · ".join(filter(None, (said, _one_line(bar.postfix), bar.rate)))
+    return _with_remarks(f"{_one_line(bar.text)} {count_text(bar)}".strip(), bar)
 
 
 def remark_text(bar: Progress) -> str:
     """Say while it runs what *bar* counts and how fast, without the numbers."""
-    return " · ".join(filter(None, (_one_line(bar.text), _one_line(bar.postfix), bar.rate)))
+    return _with_remarks(_one_line(bar.text), bar)
+
+
+def _with_remarks(said: str, bar: Progress) -> str:
+    return " · ".join(filter(None, (said, _one_line(bar.postfix), bar.rate)))
 
 
 def bar_html(bar: Bar) -> str:

@@ -13,8 +13,26 @@ from nbdist.wire import Display
 
 Number = int | float
 
+MANY_DIGITS, MANY_DECIMALS = 3, 2  # with so many, a mean needs no more than its values have
+MAX_DIGITS = 6
+
 _NUMBER = re.compile(r"(?:[\w.]+\()?(-?(?:[\d.][\d.e+-]*|inf|nan))(?:[,)]|$)")
 _WHOLE_PART = re.compile(r"-?(?:\d+|inf|nan|)")
+
+
+@dataclass(frozen=True)
+class Total:
+    """What the values come to.
+
+    Attributes:
+        name: ``min``, ``mean``, ``max`` or ``NaN``.
+        value: As text; empty where that says nothing.
+        ranks: Where it is so, in brackets; empty where that says nothing.
+    """
+
+    name: str
+    value: str
+    ranks: str = ""
 
 
 @dataclass(frozen=True)
@@ -22,15 +40,20 @@ class ScalarTable:
     """Rank and value as text, a row a rank, and what they come to: min, mean, max, NaNs."""
 
     rows: tuple[tuple[int, str], ...]
-    totals: tuple[str, ...]
+    totals: tuple[Total, ...]
 
     def aligned(self) -> list[str]:
-        """Return the values padded so that their decimal points stand below one another."""
-        places = [_point(value) for _, value in self.rows]
-        return [
-            " " * (max(places) - place) + value
-            for place, (_, value) in zip(places, self.rows, strict=True)
+        """Return the values, and below them those of the totals, padded to be read as a column.
+
+        Their decimal points stand below one another, and all are of one length.
+        """
+        values = [value for _, value in self.rows] + [total.value for total in self.totals]
+        places = [_point(value) for value in values]
+        moved = [
+            " " * (max(places) - place) + value for place, value in zip(places, values, strict=True)
         ]
+        width = max(map(len, moved))
+        return [value.ljust(width) for value in moved]
 
 
 def split_scalars(
@@ -93,20 +116,23 @@ def _as_shown(result: Display) -> str:
     return found[1] + "0" * found[1].endswith(".") if is_same else repr(value)
 
 
-def _totals(values: Mapping[int, Number], texts: Mapping[int, str]) -> Iterable[str]:
+def _totals(values: Mapping[int, Number], texts: Mapping[int, str]) -> Iterable[Total]:
     known = {rank: value for rank, value in values.items() if value == value}
     if known:
         for name, extreme in (("min", min(known.values())), ("max", max(known.values()))):
             ranks = [rank for rank, value in known.items() if value == extreme]
             if name == "max":
-                yield f"mean {_mean(list(known.values()))}"
-            yield f"{name} {texts[ranks[0]]} ({name_ranks(ranks)})"
+                yield Total("mean", _mean(list(known.values()), [texts[rank] for rank in known]))
+            yield Total(name, texts[ranks[0]], f"({name_ranks(ranks)})")
     if len(known) < len(values):
-        yield f"NaN on {name_ranks(values.keys() - known.keys())}"
+        yield Total("NaN", "", f"({name_ranks(values.keys() - known.keys())})")
 
 
-def _mean(values: Sequence[Number]) -> str:
-    """Return the mean as text; whole numbers stay whole where their mean is whole."""
+def _mean(values: Sequence[Number], texts: Sequence[str]) -> str:
+    """Return the mean as text; whole numbers stay whole where their mean is whole.
+
+    It has as many digits as the values are told with, or one more where these are few.
+    """
     if all(isinstance(value, int) for value in values):
         total = int(sum(values))
         if total % len(values) == 0:
@@ -114,6 +140,17 @@ def _mean(values: Sequence[Number]) -> str:
     if any(math.isinf(value) for value in values):
         return f"{sum(values):.6g}"
     # Divided first, so that a sum of large floats does not overflow.
-    text = f"{math.fsum(value / len(values) for value in values):.6g}"
-    is_whole = text.lstrip("-").isdecimal() and any(isinstance(value, float) for value in values)
-    return text + ".0" * is_whole
+    mean = math.fsum(value / len(values) for value in values)
+    decimals = [len(text.partition(".")[2]) for text in texts]
+    if max(decimals) > MAX_DIGITS or any("e" in text for text in texts):
+        digits = max(sum(map(str.isdecimal, text.partition("e")[0])) for text in texts)
+        text = f"{mean:.{min(_one_more(digits, MANY_DIGITS), MAX_DIGITS)}g}"
+        return text + ".0" * text.lstrip("-").isdecimal()
+    text = f"{round(mean, most := _one_more(max(decimals), MANY_DECIMALS)) + 0.0:.{most}f}"
+    while text.endswith("0") and len(text.partition(".")[2]) > min(decimals):
+        text = text[:-1]
+    return text.removesuffix(".")
+
+
+def _one_more(digits: int, many: int) -> int:
+    return max(digits, min(digits + 1, many))

@@ -51,11 +51,14 @@ def _prefix(label: str, text: str) -> str:
 
 def _table(table: ScalarTable) -> str:
     labels = [label_ranks([rank]) for rank, _ in table.rows]
+    labels += [total.name for total in table.totals]
+    whose = [""] * len(table.rows) + [total.ranks for total in table.totals]
     width = max(map(len, labels))
     lines = [
-        f"{label:<{width}} {value}" for label, value in zip(labels, table.aligned(), strict=True)
+        f"{label:<{width}} {value} {ranks}"
+        for label, value, ranks in zip(labels, table.aligned(), whose, strict=True)
     ]
-    return "\n".join([*lines, " · ".join(table.totals)])
+    return "\n".join(map(str.rstrip, lines))
 
 
 def _cause(cause: Cause) -> str:

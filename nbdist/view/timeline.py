@@ -150,7 +150,12 @@ def png(cell: CellTrace) -> bytes | None:
     if importlib.util.find_spec("matplotlib") is None:
         return None
     buffer = io.BytesIO()
-    _draw(cell, GREY_INK, lambda figure: figure.savefig(buffer, dpi=DPI, transparent=True))
+    _draw(
+        cell,
+        cell.verdict,  # the page has named the cell
+        GREY_INK,
+        lambda figure: figure.savefig(buffer, dpi=DPI, transparent=True),
+    )
     return _smaller(buffer)
 
 
@@ -173,13 +178,18 @@ def save(cell: CellTrace, path: str) -> str:
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(HOW_TO_DRAW)
     try:
-        _draw(cell, DARK_INK, lambda figure: figure.savefig(Path(path).expanduser(), dpi=DPI))
+        _draw(
+            cell,
+            f"{cell.label}: {cell.verdict}",
+            DARK_INK,
+            lambda figure: figure.savefig(Path(path).expanduser(), dpi=DPI),
+        )
     except (OSError, ValueError) as exc:  # matplotlib's answer to an unknown ending
         raise UsageError(f"The picture cannot be saved as {path!r}: {exc}") from exc
     return f"saved as {path}"
 
 
-def _draw(cell: CellTrace, ink: str, use: Callable[[Figure], object]) -> None:
+def _draw(cell: CellTrace, title: str, ink: str, use: Callable[[Figure], object]) -> None:
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -202,7 +212,7 @@ def _draw(cell: CellTrace, ink: str, use: Callable[[Figure], object]) -> None:
         _draw_frame(axes, cell, ink)
         _draw_legend(axes, _looks_of(found.values()), ink)
         figure.suptitle(
-            f"{cell.label}: {cell.verdict}",
+            title,
             color=ink,
             fontsize=10,
             weight="bold",

@@ -18,9 +18,10 @@ from typing import Literal
 
 from nbdist.errors import UsageError
 from nbdist.view.bandwidth import algorithm_bandwidth, bus_factor, data_size
+from nbdist.view.columns import align
 from nbdist.view.elements import FAINT, MARK, small
 from nbdist.view.names import name_ranks
-from nbdist.view.sizes import describe_size
+from nbdist.view.sizes import describe_rate, describe_sizes
 from nbdist.view.waits import (
     NOTABLE_S,
     NOTABLE_SHARE,
@@ -40,6 +41,7 @@ DASH = "–"
 
 HEADINGS = ("#", "operation", "group", "data", "size", "inside", "waited", "algbw", "busbw", "line")
 _ARE_NUMBERS = (True, False, False, False, True, True, False, True, True, False)
+_MAY_WRAP = {"operation", "group", "data", "waited", "line"}
 _EXPLAINED = (
     "inside: from when the last rank had come until the call was over; the median",
     "algbw = size / inside; busbw = algbw × what the operation asks of each link (nccl-tests)",
@@ -148,7 +150,7 @@ class CellTrace:
     @cached_property
     def waits(self) -> tuple[Wait, ...]:
         """Who waited for whom."""
-        return tuple(wait for collective in self.collectives for wait in collective.waits())
+        return tuple(wait for collective in self.collectives for wait in collective.waits)
 
     @property
     def began(self) -> float:
@@ -224,7 +226,8 @@ class CellTrace:
         else:  # the sentence is its title
             html.append(image_html(image, self.verdict))
         html += [_table_html(rows, self.stragglers), *map(small, notes)]
-        text = [heading, self.verdict, *_table_text(rows), *notes]
+        table = align([HEADINGS, *(row.cells for row in rows)], _ARE_NUMBERS)
+        text = [heading, self.verdict, *table, *notes]
         return {
             "text/html": f"<div>{''.join(html)}</div>",
             "text/plain": "\n".join(text),
@@ -269,14 +272,14 @@ def make_row(same: Sequence[Collective], world_size: int) -> Row:
     inside = [seconds for seconds, _ in known]
     algbw = _bandwidth(known)
     factor = bus_factor(op, num_ranks)
-    found = stragglers(wait for one in same for wait in one.waits())
+    found = stragglers(wait for one in same for wait in one.waits)
     notable = [one for one in found if one.seconds >= NOTABLE_S]
     cells = (
         _numbers([one.seq for one in same]),
         _count(len(same), op, is_async=sites[0].is_async),
         _group_name(same, world_size),
         _data(same),
-        _size_range([size for of_one in sizes for size in of_one]),
+        _sizes([size for of_one in sizes for size in of_one]),
         describe_seconds(median(inside)) if inside else DASH,
         _waited(notable),
         _per_second(algbw),
@@ -338,11 +341,8 @@ def _data(same: Sequence[Collective]) -> str:
     return first + f" and {len(texts) - 1} more" * (len(texts) > 1)
 
 
-def _size_range(sizes: Sequence[int]) -> str:
-    if not any(sizes):
-        return DASH
-    low, high = describe_size(min(sizes)), describe_size(max(sizes))
-    return high if low == high else f"{low}–{high}"
+def _sizes(sizes: Sequence[int]) -> str:
+    return describe_sizes(sizes) if any(sizes) else DASH
 
 
 def _waited(found: Sequence[Straggler]) -> str:
@@ -355,7 +355,7 @@ def _waited(found: Sequence[Straggler]) -> str:
 
 
 def _per_second(bandwidth: float | None) -> str:
-    return DASH if bandwidth is None else f"{describe_size(round(bandwidth))}/s"
+    return DASH if bandwidth is None else describe_rate(bandwidth)
 
 
 def _lines(same: Sequence[Collective]) -> str:
@@ -365,22 +365,11 @@ def _lines(same: Sequence[Collective]) -> str:
     return " → ".join(list(dict.fromkeys(sources))[:2])
 
 
-# Tables ----------------------------------------------------------------------------------------
-
-
-def _table_text(rows: Sequence[Row]) -> Iterator[str]:
-    lines = [HEADINGS, *(row.cells for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    for line in lines:
-        columns = zip(line, widths, _ARE_NUMBERS, strict=True)
-        yield "  ".join(
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in columns
-        ).rstrip()
+# HTML ------------------------------------------------------------------------------------------
 
 
 _TABLE = "border-collapse:collapse;border:0;margin:4px 0;font-size:12px"
-_CELL = "border:0;padding:1px 14px 1px 0;white-space:nowrap;text-align:"
+_CELL = "border:0;padding:1px 10px 1px 0;vertical-align:top;text-align:"
 
 
 def _table_html(rows: Sequence[Row], found: Sequence[Straggler]) -> str:
@@ -400,9 +389,11 @@ def _row_html(row: Row, sources: Collection[str]) -> str:
 
 
 def _cells_html(cells: Iterable[str], tag: Literal["td", "th"], more: str = "") -> Iterator[str]:
-    for cell, is_number in zip(cells, _ARE_NUMBERS, strict=True):
+    for heading, cell, is_number in zip(HEADINGS, cells, _ARE_NUMBERS, strict=True):
         side = "right" if is_number else "left"
-        style = f"{_CELL}{side}" + f";{more}" * bool(more)
+        # Where the page is narrow the words give way, and the numbers stay in their columns.
+        wrap = "normal" if heading in _MAY_WRAP else "pre"
+        style = f"{_CELL}{side};white-space:{wrap}" + f";{more}" * bool(more)
         yield f'<{tag} style="{style}">{escape(cell, quote=False)}</{tag}>'
 
 

@@ -71,8 +71,12 @@ class Collective:
         came = self._last_to_come(rank, ended)
         return ended - max(call.began + call.waited_s, came[0] if came else 0.0)
 
-    def waits(self) -> Iterator[Wait]:
-        """Say who waited for whom in it."""
+    @cached_property
+    def waits(self) -> tuple[Wait, ...]:
+        """Who waited for whom in it."""
+        return tuple(self._waits())
+
+    def _waits(self) -> Iterator[Wait]:
         absent = [rank for rank in self.site.ranks if rank not in self.calls]
         for rank, spans in self.spans.items():
             source = self.calls[rank].site.source

@@ -55,7 +55,7 @@ for rank in range(4):
     view.progress(rank, (40, 22, 40, 100)[rank], 100, "train")
 view.state(0, "waiting", "all_reduce #41")
 view.state(2, "waiting", "all_reduce #41")
-view.where(1, "In[12]:4")
+view.state(1, "running", "In[12]:4")
 view.state(3, "done")
 """
 HANG = """
@@ -268,6 +268,26 @@ def test_the_log_follows_its_end_unless_the_reader_scrolled_up(page: NotebookPag
     play.end()
 
 
+def test_the_log_shows_whole_lines(page: NotebookPage) -> None:
+    play = Play(
+        page, "printed(view, 0, ''.join(f'line {i} ' + 'x' * i + '\\n' for i in range(100)))"
+    )
+    expect(play.log.get_by_text("line 99")).to_be_in_viewport()
+
+    first, last = play.log.evaluate("""log => {
+      const row = parseFloat(getComputedStyle(log).lineHeight);
+      const top = log.getBoundingClientRect().top;
+      const rows = [...log.querySelectorAll(".nbdist-row")];
+      const places = rows.map((one) => (one.getBoundingClientRect().bottom - top) / row);
+      return [places.find((place) => place > 0.01), places.at(-1)];
+    }""")
+
+    # In lines: each one ends where the next begins, and the last where the log does.
+    assert first == pytest.approx(round(first), abs=0.01)
+    assert last == pytest.approx(13, abs=0.01)
+    play.end()
+
+
 def test_a_flood_is_cut_and_counted(page: NotebookPage) -> None:
     play = Play(page, "for i in range(20): printed(view, 0, f'old {i}\\n' * 1000)")
 
@@ -280,7 +300,10 @@ def test_a_flood_is_cut_and_counted(page: NotebookPage) -> None:
 def test_what_ranks_print_is_text_and_never_html(page: NotebookPage) -> None:
     evil = "<img src=x onerror='window.hacked = 1'><b>bold</b>"
 
-    play = Play(page, f"printed(view, 0, {evil!r})\nview.where(0, {evil!r})\nview.warn({evil!r})")
+    play = Play(
+        page,
+        f"printed(view, 0, {evil!r})\nview.state(0, 'running', {evil!r})\nview.warn({evil!r})",
+    )
 
     expect(play.rows).to_have_text(evil)
     expect(play.view.locator(".nbdist-card")).to_have_text(evil)
@@ -319,7 +342,8 @@ def test_a_screen_reader_hears_a_summary_and_no_flood(page: NotebookPage) -> Non
         page,
         "",
         "for i in range(50):\n"
-        "    view.progress(0, i, 50); view.where(0, f'line {i}'); printed(view, 0, f'{i}\\n')\n"
+        "    view.progress(0, i, 50); view.state(0, 'running', f'line {i}')\n"
+        "    printed(view, 0, f'{i}\\n')\n"
         "    end = time.monotonic() + 0.03\n"
         "    while time.monotonic() < end: view.tick()",
         "view.state(1, 'failed', 'OSError')",

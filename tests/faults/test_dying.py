@@ -6,8 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
 
 import psutil
 import pytest
@@ -27,18 +25,6 @@ NO_MEMORY_IN_C = (
     "libc.malloc.argtypes = [ctypes.c_size_t]; "
     "ctypes.memset(libc.malloc(2**50) or 0, 0, 1)"
 )
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    with closing(Shared(3)) as shared:
-        yield shared
-
-
-@pytest.fixture
-def shop(shared: Shared) -> Iterator[Workshop]:
-    with shared.lent() as shop:
-        yield shop
 
 
 def dies(shop: Workshop, *ranks: int) -> None:

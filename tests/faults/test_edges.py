@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -26,9 +29,20 @@ def session() -> Iterator[Session]:
         yield session
 
 
-def press_stop_after(seconds: float) -> None:
-    main = threading.main_thread().ident or 0
-    threading.Timer(seconds, signal.pthread_kill, [main, signal.SIGINT]).start()
+@contextmanager
+def stopped_when(condition: Callable[[], object], what: str) -> Iterator[None]:
+    """Press the stop button as soon as *condition* is true; the block has to end by that."""
+    main = threading.get_ident()
+
+    def press() -> None:
+        wait_until(condition, what)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    presser.join()
 
 
 def test_a_cell_may_replace_its_file_descriptors(session: Session) -> None:
@@ -42,7 +56,8 @@ def test_a_cell_may_replace_its_file_descriptors(session: Session) -> None:
 
 def test_a_pull_that_fails_leaves_a_background_cell_alone(session: Session) -> None:
     background = session.run("dist.barrier(); 'over'", "1,2")
-    wait_until(lambda: set(session.busy_ranks) == {1, 2}, "the cell to run")
+    for rank in (1, 2):
+        wait_until(partial(session.running_cell, rank), f"rank {rank} to run the cell")
 
     with pytest.raises(TransferError, match="NameError"):
         session.pull("no_such_name", 0)
@@ -52,21 +67,39 @@ def test_a_pull_that_fails_leaves_a_background_cell_alone(session: Session) -> N
     assert statuses(background) == ["ok", "ok"]
 
 
-def test_after_a_stopped_pull_the_groups_work(session: Session) -> None:
-    press_stop_after(1.0)
-    with pytest.raises(KeyboardInterrupt):
-        session.pull("time.sleep(600)", 0)
+def test_after_a_stopped_pull_the_groups_work(session: Session, tmp_path: Path) -> None:
+    with stopped_when((tmp_path / "begun").exists, "the pull to begin"):
+        session.pull(f"(open('{tmp_path}/begun', 'w'), dist.barrier())", 0)
 
     assert values(session, SUM) == [3, 3, 3]
 
 
+def test_a_pull_that_hangs_in_c_keeps_nobody_but_its_rank(session: Session, tmp_path: Path) -> None:
+    def is_in_c() -> bool:
+        return (tmp_path / "begun").exists() and session.running_cell(0) is None
+
+    # With the GIL held: not even the thread that takes interrupts can run.
+    with stopped_when(is_in_c, "the C call"):
+        session.pull(
+            f"(open('{tmp_path}/begun', 'w'), __import__('ctypes').PyDLL(None).sleep(12))", 0
+        )
+
+    with pytest.raises(SessionError, match="rank 0 still run"):
+        session.recover()
+    assert values(session, "kept", "1,2") == [10, 20]
+    assert session.busy_ranks == (0,)  # all that was long before its call is over
+
+    wait_until(lambda: not session.busy_ranks, "the C call to end")
+    assert values(session, SUM) == [3, 3, 3]
+
+
+@pytest.mark.timeout(150)  # a rank that has not heard of the end waits 30 s for the others
 def test_a_recovery_that_is_cut_short_can_be_gone_on_with(session: Session) -> None:
     before = pids(session)
     os.kill(before[1], signal.SIGSTOP)
     os.kill(before[2], signal.SIGKILL)
     wait_until(lambda: session.dead_ranks == (2,), "the death to be known")
-    press_stop_after(2.0)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_when(lambda: session._recovery.open_meeting, "the ranks to be asked"):
         session.recover()
     os.kill(before[1], signal.SIGCONT)
 

@@ -6,14 +6,12 @@ Not covered: NCCL, several hosts.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from nbdist.errors import TransferError
-from tests.faults.driving import PROMPT_S, Shared, Workshop
+from tests.faults.driving import PROMPT_S, Workshop
 from tests.sessions.driving import error, statuses
 
 pytestmark = pytest.mark.ranks
@@ -79,18 +77,6 @@ CALLS = {
     "new mesh": "init_device_mesh('cpu', (3, 1))",
     "DDP's constructor": "DistributedDataParallel(make_net())",
 }
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    with closing(Shared(3)) as shared:
-        yield shared
-
-
-@pytest.fixture
-def shop(shared: Shared) -> Iterator[Workshop]:
-    with shared.lent() as shop:
-        yield shop
 
 
 # Before, within and after each kind of call -------------------------------------------------------

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from nbdist.errors import SessionError
-from tests.faults.driving import PROMPT_S, Shared, Workshop
+from tests.faults.driving import PROMPT_S, Workshop
 from tests.faults.test_raising import CALLS
 from tests.processes import describe, wait_for_end
 from tests.sessions.driving import pids, statuses, values
@@ -25,18 +25,6 @@ pytestmark = pytest.mark.ranks
 
 # Rank 1 does something else while the others are in the call.
 AWAY = "if rank == 1: time.sleep(600)\n"
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    with closing(Shared(3)) as shared:
-        yield shared
-
-
-@pytest.fixture
-def shop(shared: Shared) -> Iterator[Workshop]:
-    with shared.lent() as shop:
-        yield shop
 
 
 @contextmanager

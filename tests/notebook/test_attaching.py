@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nbdist.folder import SessionFolder
-from nbdist.sessions.waiting import waiting
+from nbdist.sessions.leases import waiting
 from tests.notebook.driving import Notebook
 from tests.waiting import wait_until
 

@@ -62,7 +62,7 @@ def test_lines_say_a_warning_once_and_again_when_it_changes(
 def test_lines_leave_states_to_the_final_output(capsys: pytest.CaptureFixture[str]) -> None:
     view = LinesView()
     view.state(0, "failed", "ValueError")
-    view.where(1, "In[1]:2")
+    view.state(1, "running", "In[1]:2")
     view.progress(1, 3, 10)
     view.note("rank 0 was killed")
     view.close()

@@ -147,15 +147,15 @@ def test_batches_come_ten_times_a_second_and_only_with_news(
 
 def test_only_what_changed_is_sent(shown: WidgetView, clock: Clock, page: Page) -> None:
     shown.progress(2, 1, 10, "epoch")
-    shown.where(2, "In[1]:4")
+    shown.state(2, "waiting", "In[1]:4")
     shown.tick()
     clock.now += REFRESH_S + 0.01
     shown.progress(2, 2, 10, "epoch")
-    shown.where(2, "In[1]:4")
+    shown.state(2, "waiting", "In[1]:4")
     shown.tick()
 
     assert page.batches[0]["states"] == [
-        [2, {"done": 1, "total": 10, "text": "epoch", "where": "In[1]:4"}]
+        [2, {"done": 1, "total": 10, "text": "epoch", "state": "waiting", "where": "In[1]:4"}]
     ]
     assert page.batches[1]["states"] == [[2, {"done": 2}]]
 

@@ -24,9 +24,9 @@ from nbdist.cli import sessions as cli_sessions
 from nbdist.errors import CellFailed, CellStopped, SessionError
 from nbdist.folder import SessionFolder
 from nbdist.sessions import current
+from nbdist.sessions.leases import waiting
 from nbdist.sessions.run import Run
 from nbdist.sessions.session import Session
-from nbdist.sessions.waiting import waiting
 from tests.processes import describe, processes_marked, wait_for_end
 from tests.sessions.driving import error, finished, pids, printed, processes_of, statuses, values
 from tests.waiting import wait_until

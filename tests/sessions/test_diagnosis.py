@@ -4,114 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 
 import pytest
 
-from nbdist.sessions.diagnosis import RankSight, diagnose, is_native_wait, still_place, uneven_ends
+from nbdist.sessions.diagnosis import RankSight, diagnose
 from nbdist.view.hang import Diagnosis, hang_text
 from nbdist.wire import Frame, GroupCall, Snapshot
-from tests.runtime.real_ranks import run_ranks
-
-NOW = 1_000_000.0
-AFTER_S = 10.0
-LABEL = "In[12]"
-SITE = "/venv/lib/python3.11/site-packages"
-REDUCE = "all_reduce(float32[10], sum)"
-
-Phase = Literal["waiting", "issued", "idle"]
-
-
-# Builders --------------------------------------------------------------------------------------
-
-
-def cell(line: int, source: str = "", function: str = "<module>") -> Frame:
-    return Frame(f"{LABEL}:{line}", function, source, is_cell=True)
-
-
-def lib(path: str, function: str = "f", source: str = "") -> Frame:
-    return Frame(f"{SITE}/{path}:33", function, source, is_library=True)
-
-
-IN_LOAD = (cell(9, "train()"), cell(4, "batch = next(it)", "load_batch"))
-IN_WORK = (
-    cell(7, "w.wait()"),
-    lib("torch/distributed/distributed_c10d.py", "all_reduce", "work.wait()"),
+from tests.sessions.scenes import (
+    AFTER_S,
+    IN_FILE,
+    IN_GUARD,
+    IN_INPUT,
+    IN_LOAD,
+    IN_NEW_GROUP,
+    IN_RECV,
+    IN_SLEEP,
+    LABEL,
+    NOW,
+    REDUCE,
+    at,
+    call,
+    calls_of,
+    cell,
+    gone_by,
+    guarded,
+    lib,
+    loading,
+    message,
+    native,
 )
-IN_GUARD = (
-    cell(7, "dist.all_reduce(x)"),
-    lib("torch/_ops.py", "__call__"),
-    Frame("/src/nbdist/runtime/table.py:441", "wait", "self._word.wait(word, timeout_s)"),
-)
-
-IN_FILE = Frame("/home/me/project/data.py:33", "read", "line = file.readline()")
-IN_SLEEP = (cell(9, "slow()"), cell(3, "time.sleep(60)", "slow"))
-IN_INPUT = (
-    cell(2, 'name = input("who? ")'),
-    Frame("/usr/lib/python3.11/threading.py:327", "wait", "waiter.acquire()", is_library=True),
-)
-IN_RECV = (
-    cell(5, "dist.recv(x)"),
-    lib("torch/distributed/c10d_logger.py", "wrapper"),
-    lib("torch/distributed/distributed_c10d.py", "recv", "work.wait()"),
-)
-IN_NEW_GROUP = (
-    cell(2, "dist.new_group([0, 1])"),
-    lib("torch/distributed/c10d_logger.py", "wrapper"),
-    lib("torch/distributed/distributed_c10d.py", "new_group"),
-    lib("torch/distributed/distributed_c10d.py", "_new_process_group_helper"),
-)
-
-
-def at(rank: int, *stack: Frame, label: str | None = LABEL, **more: Any) -> RankSight:
-    """Return a rank that runs the cell and answers."""
-    return RankSight(rank, snapshot=Snapshot(rank, 4000 + rank, label, stack=stack), **more)
-
-
-def loading(*ranks: int) -> list[RankSight]:
-    return [at(rank, *IN_LOAD) for rank in ranks]
-
-
-def guarded(*ranks: int) -> list[RankSight]:
-    return [at(rank, *IN_GUARD) for rank in ranks]
-
-
-def native(*ranks: int) -> list[RankSight]:
-    return [at(rank, *IN_WORK) for rank in ranks]
-
-
-def call(
-    rank: int,
-    seq: int,
-    phase: Phase,
-    *,
-    group: str = "0",
-    ranks: Sequence[int] = (0, 1, 2, 3),
-    text: str = REDUCE,
-    source: str = "In[12]:7",
-    age: float = 12.0,
-    kind: Literal["group", "p2p"] = "group",
-    issued: int | None = None,
-) -> GroupCall:
-    reached = issued if issued is not None else seq - (phase == "waiting")
-    return GroupCall(rank, group, tuple(ranks), kind, seq, reached, phase, NOW - age, text, source)
-
-
-def calls_of(
-    callers: Iterable[int], seq: int, phase: Phase = "waiting", **more: Any
-) -> list[GroupCall]:
-    return [call(rank, seq, phase, **more) for rank in callers]
-
-
-def message(rank: int, op: str, sender: int, receiver: int, seq: int = 1, **more: Any) -> GroupCall:
-    more = {"text": f"{op}(float32[3])", "source": "In[12]:5", **more}
-    phase = more.pop("phase", "waiting")
-    return call(rank, seq, phase, ranks=(sender, receiver), kind="p2p", **more)
-
-
-def gone_by(rank: int, seq: int = 40, **more: Any) -> GroupCall:
-    """Return the position of a rank whose last call is long over."""
-    return call(rank, seq, "issued", **{"source": "In[12]:6", "age": 30.0, **more})
 
 
 def look(sights: Iterable[RankSight], calls: Iterable[GroupCall]) -> Diagnosis | None:
@@ -732,139 +653,3 @@ def test_a_cell_that_ends_badly_elsewhere_says_who_runs_it() -> None:
         "In[12] runs on rank 0 only; ranks 1–3 will never come: stop it and run it with "
         "`%%dist all`."
     )
-
-
-# Waits outside of Python -----------------------------------------------------------------------
-
-STACKS: list[tuple[str, tuple[Frame, ...], bool]] = [
-    ("nothing", (), False),
-    ("a line of a cell", (cell(3, "x = f(y)"),), False),
-    ("work.wait() in a cell", (cell(3, "work.wait()"),), True),
-    ("waiting in a file of the user", (cell(3), IN_FILE, cell(4, "[w.wait() for w in ws]")), True),
-    ("a synchronous collective", IN_WORK, True),
-    ("our guard", IN_GUARD, True),
-    ("our slices of a native wait", (cell(3), lib("nbdist/runtime/waiting.py", "_check")), True),
-    ("backward", (cell(3), lib("torch/autograd/graph.py", "_engine_run_backward")), True),
-    ("DDP's constructor", (cell(3), lib("torch/nn/parallel/distributed.py", "__init__")), True),
-    (
-        "a functional collective, below the dispatcher",
-        (cell(3), lib("torch/distributed/_functional_collectives.py"), lib("torch/_ops.py")),
-        True,
-    ),
-    ("an operator of torch", (cell(3, "torch.ops.my.op(x)"), lib("torch/_ops.py")), False),
-    ("a layer", (cell(3), lib("torch/nn/modules/linear.py", "forward")), False),
-    ("work.wait() in torch", (cell(3), lib("torch/x.py", "f", "work.wait()")), True),
-    ("a thread's event", (cell(3, "e.wait()"), lib("threading.py", "wait", "w.acquire()")), False),
-    ("a library's own wait", (cell(3), lib("subprocess.py", "f", "self.wait()")), False),
-    ("a folder that is called distributed", (cell(3), lib("dask/distributed/x.py")), False),
-]
-
-
-@pytest.mark.parametrize(("stack", "is_wait"), [s[1:] for s in STACKS], ids=[s[0] for s in STACKS])
-def test_a_main_thread_may_wait_natively_in(stack: tuple[Frame, ...], is_wait: bool) -> None:
-    assert is_native_wait(stack) is is_wait
-
-
-def test_a_wait_of_ours_that_looks_up_is_still_at_its_place() -> None:
-    looking = (*IN_GUARD[:2], Frame("/src/nbdist/runtime/guard.py:650", "wait", "self.compare()"))
-
-    assert still_place(looking) == still_place(IN_GUARD)
-    assert still_place(IN_LOAD) != still_place((*IN_LOAD[:1], cell(5, "", "load_batch")))
-
-
-@pytest.mark.ranks
-def test_where_torch_really_waits_is_known() -> None:
-    stacks = next(
-        facts for facts in run_ranks("flight_script.py", "stacks", 2) if "stacks" in facts
-    )
-
-    missed = {
-        name: frames[-1]
-        for name, frames in stacks["stacks"].items()
-        if not is_native_wait([Frame(**frame) for frame in frames])
-    }
-    assert len(stacks["stacks"]) == 8
-    assert missed == {}
-
-
-# Counts at the end of a cell -------------------------------------------------------------------
-
-ALL = (0, 1, 2)
-NEXT = "The next collective of that group would meet the wrong one: call it on"
-AGREE = "or `%dist recover` makes the ranks agree again."
-
-
-def counts(*seqs: int, **more: Any) -> list[GroupCall]:
-    return [call(r, seq, "issued", **{"ranks": ALL, **more}) for r, seq in enumerate(seqs)]
-
-
-def test_equal_counts_are_no_reason_to_warn() -> None:
-    assert uneven_ends(counts(7, 7, 7), ALL) is None
-
-
-def test_no_collectives_are_no_reason_to_warn() -> None:
-    assert uneven_ends([], ALL) is None
-
-
-def test_a_rank_that_ran_one_collective_fewer_is_named_with_the_call() -> None:
-    assert uneven_ends(counts(7, 6, 7), ALL) == (
-        "rank 1 ran one collective fewer than ranks 0, 2 in group world: it has not called "
-        f"all_reduce(float32[10], sum) (In[12]:7). {NEXT} rank 1, {AGREE}"
-    )
-
-
-def test_ranks_that_ran_several_fewer_are_told_of_the_last() -> None:
-    assert uneven_ends(counts(4, 4, 7), ALL) == (
-        "ranks 0, 1 ran 3 collectives fewer than rank 2 in group world: the last one that they "
-        f"have not called is all_reduce(float32[10], sum) (In[12]:7). {NEXT} ranks 0, 1, {AGREE}"
-    )
-
-
-def test_different_lags_are_told_one_by_one() -> None:
-    text = uneven_ends(counts(5, 6, 7), ALL)
-
-    assert text is not None
-    assert "rank 1 ran one collective fewer than rank 2" in text
-    assert "rank 0 ran 2 collectives fewer than rank 2" in text
-    assert f"{NEXT} ranks 0, 1, {AGREE}" in text
-
-
-def test_a_rank_that_never_used_the_group_has_run_none() -> None:
-    text = uneven_ends(counts(1, 1), ALL)
-
-    assert text is not None
-    assert text.startswith("rank 2 ran one collective fewer than ranks 0, 1")
-
-
-def test_a_group_with_members_outside_of_the_cell_is_not_looked_at() -> None:
-    assert uneven_ends(counts(7, 6, 7), (0, 1)) is None
-
-
-def test_every_uneven_group_has_its_line() -> None:
-    calls = [*counts(7, 6, 7, group="a"), *counts(3, 3, 3, group="b"), *counts(1, 2, 2, group="c")]
-
-    text = uneven_ends(calls, ALL)
-
-    assert text is not None
-    assert [line.partition(":")[0] for line in text.split("\n")] == [
-        "rank 1 ran one collective fewer than ranks 0, 2 in group a",
-        "rank 0 ran one collective fewer than ranks 1, 2 in group c",
-    ]
-
-
-def test_a_message_that_nobody_received_is_named() -> None:
-    calls = [message(0, "send", 0, 1, 2), message(1, "recv", 0, 1, 1)]
-
-    assert uneven_ends(calls, ALL) == (
-        "rank 0 sent one message that rank 1 has not received, in group world: "
-        "send(float32[3]) (In[12]:5). The next message between them would meet the wrong one: "
-        f"receive on rank 1, {AGREE}"
-    )
-
-
-def test_a_receipt_that_nobody_sent_to_is_named() -> None:
-    text = uneven_ends([message(1, "recv", 0, 1, 2)], ALL)
-
-    assert text is not None
-    assert text.startswith("rank 1 began to receive 2 messages that rank 0 has not sent")
-    assert f"send on rank 0, {AGREE}" in text

@@ -21,11 +21,13 @@ pytestmark = pytest.mark.ranks
 
 LATE_S = 0.6
 LATE_CELL = f"""import time
-x = torch.ones(1000)
+x, came_at = torch.ones(1000), []
 for step in range(2):
     if rank == 2:
         time.sleep({LATE_S / 2})
+    came_at.append(time.monotonic())
     dist.all_reduce(x)
+came_at
 """
 
 
@@ -55,12 +57,15 @@ def straggler(cell: CellTrace) -> Any:
 
 
 def test_a_rank_that_sleeps_is_the_straggler(session: Session) -> None:
-    cell = trace_of(session, ran(session, LATE_CELL))
+    run = ran(session, LATE_CELL)
+    cell = trace_of(session, run)
 
     found = straggler(cell)
     assert (found.rank, found.waiting) == (2, (0, 1))
-    assert LATE_S * 0.8 < found.seconds < LATE_S + 1.0
-    assert found.source == f"{cell.label}:6"
+    # By the ranks' own clocks: how late they are on a busy machine, nobody knows beforehand.
+    steps = zip(*run.values(), strict=True)
+    assert found.seconds == pytest.approx(sum(c - min(a, b) for a, b, c in steps), abs=LATE_S / 4)
+    assert found.source == f"{cell.label}:7"
     assert cell.verdict.startswith("rank 2 was waited for ")
 
 
@@ -78,7 +83,7 @@ def test_the_straggler_of_a_training_step_is_named_in_both_modes(
 
     found = straggler(trace_of(session, run))
     assert found.rank == 1
-    assert found.seconds > LATE_S * 0.7
+    assert found.seconds > LATE_S / 2
     ran(session, "nbdist.guard('on')")
 
 
@@ -153,7 +158,7 @@ def test_a_rank_that_failed_was_waited_for(session: Session) -> None:
     found = straggler(trace_of(session, run))
 
     assert (found.rank, found.waiting) == (1, (0, 2))
-    assert found.seconds > LATE_S * 0.7
+    assert found.seconds > LATE_S / 2
 
 
 # The command -------------------------------------------------------------------------------------

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from nbdist.wire import CellError, Display, Frame, Output, RankOutput, Status, Text
+
+# What JupyterLab's sanitiser keeps of inline styles; it knows no var(), rgba() or inherit.
+SAFE_VALUE = re.compile(r"#[0-9a-f]{6}([0-9a-f]{2})?|-?[\d.]+(px|%)?|[a-z-]+")
+# Those that are kept with some values only; it does not know overflow-wrap:anywhere, for one.
+SAFE_WORDS = {
+    "overflow-wrap": {"normal", "break-word"},
+    "white-space": {"normal", "pre", "pre-wrap"},
+    "display": {"inline-block"},
+}
 
 TORCH = "/venv/lib/python3.11/site-packages/torch/nn/modules/"
 
@@ -55,3 +65,15 @@ def value_error(message: str) -> CellError:
 def waited(rank: int, line: int = 6) -> CellError:
     frame = in_cell(line, "nbdist.all_reduce(loss)")
     return CellError("PeerFailed", f"rank {rank} raised", (frame,), waited_for=rank)
+
+
+def lost_rules(html: str) -> list[str]:
+    """Return the rules of inline styles in *html* that the sanitiser would take away."""
+    rules = {rule for style in re.findall('style="([^"]*)"', html) for rule in style.split(";")}
+    return sorted(rule for rule in rules if not _is_kept(*rule.split(":", 1)))
+
+
+def _is_kept(name: str, value: str = "") -> bool:
+    values = value.split()
+    is_known = bool(values) and all(map(SAFE_VALUE.fullmatch, values))
+    return is_known and set(values) <= SAFE_WORDS.get(name, set(values))

@@ -107,6 +107,15 @@ def test_stops_come_after_errors() -> None:
     assert [cause.name for cause in group_failures(ranks).causes] == ["ValueError", "stopped"]
 
 
+def test_of_stopped_ranks_those_that_held_up_the_others_come_first() -> None:
+    asleep = CellError("KeyboardInterrupt", "", (in_cell(4, "time.sleep(60)"),))
+    ranks = [failed(rank, asleep if rank == 1 else STOPPED, status="stopped") for rank in range(3)]
+
+    assert [cause.ranks for cause in group_failures(ranks).causes] == [(0, 2), (1,)]
+    held_up = group_failures(ranks, held_up_by=frozenset({1}))
+    assert [cause.ranks for cause in held_up.causes] == [(1,), (0, 2)]
+
+
 def test_a_rank_that_did_well_is_no_failure() -> None:
     assert group_failures([ok(0)]).causes == ()
 

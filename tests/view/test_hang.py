@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from html import unescape
 from typing import Any
 
 import pytest
@@ -16,13 +14,10 @@ from nbdist.view.hang import (
     Diagnosis,
     Wait,
     duration,
-    hang_html,
+    hang_headline,
     hang_text,
     short_name,
 )
-
-# As in test_html: what JupyterLab's sanitiser keeps of inline styles.
-SAFE_VALUE = re.compile(r"#[0-9a-f]{6}([0-9a-f]{2})?|-?[\d.]+(px|%)?|[a-z-]+")
 
 STOP = "The stop button ends the cell on every rank within a second and keeps all variables."
 STOP_OTHERS = "The stop button frees all other ranks; every variable is kept."
@@ -48,12 +43,6 @@ def hang(*culprits: Culprit, waits: tuple[Wait, ...] = (wait(0, 2, 3),)) -> Diag
     return Diagnosis("In[12]", (0, 1, 2, 3), waits, culprits)
 
 
-def words(html: str) -> str:
-    """Return the text of *html*, one line for each row of the table and each remark."""
-    lines = re.sub("</(tr|div)>", "\n", html)
-    return unescape(re.sub("<[^>]*>", " ", lines))
-
-
 def test_the_card_as_text() -> None:
     assert hang_text(hang(LOADING)) == (
         "ranks 0, 2, 3 wait in all_reduce #41 (In[12]:7); "
@@ -66,34 +55,11 @@ def test_the_card_as_text() -> None:
     )
 
 
-def test_text_and_html_say_the_same() -> None:
-    diagnosis = hang(LOADING, Culprit((3,), "silent", "does not answer", since_s=70))
-
-    shown = words(hang_html(diagnosis)).splitlines()
-    html = [" ".join(line.split()) for line in shown if line.strip()]
-    text = [line.strip() for line in hang_text(diagnosis).splitlines()]
-
-    assert html == text
-
-
-def test_the_card_needs_nothing_that_a_sanitiser_drops() -> None:
-    html = hang_html(hang(LOADING))
-
-    assert "border-left:2px solid #a0790a" in html
-    for style in re.findall('style="([^"]*)"', html):
-        for declaration in style.split(";"):
-            _, _, values = declaration.partition(":")
-            assert all(map(SAFE_VALUE.fullmatch, values.split())), declaration
-    assert not re.search("<(script|style|link)|class=", html)
-
-
-def test_what_comes_from_the_user_is_no_html() -> None:
-    nasty = Culprit((1,), "working", "is in <b>() at In[12]:4", "x = '<script>' & y")
-
-    html = hang_html(hang(nasty, waits=(wait(0, where="<i>:3", op="<u>"),)))
-
-    assert not re.search("<(script|i|u)>", html)
-    assert "x = '&lt;script&gt;' &amp; y" in html
+def test_what_is_no_diagnosis_is_its_own_text_and_headline() -> None:
+    assert hang_headline(hang(LOADING)) == hang(LOADING).headline
+    assert hang_headline("the monitor has failed") == "the monitor has failed"
+    assert hang_text("the monitor has failed") == "the monitor has failed"
+    assert hang_headline(None) is None
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from html import unescape
 
 from nbdist.view.elements import AMBER, RED, Row
 from nbdist.view.failures import group_failures
+from nbdist.view.html import render_html
 from nbdist.view.html_failures import MAX_MESSAGES, failure_rows
-from nbdist.wire import CellError, RankOutput
+from nbdist.view.page import lay_out
+from nbdist.wire import CallCount, CellError, RankOutput
 from tests.view.build import failed, in_cell, stdout, value_error, waited
 
 
@@ -76,6 +78,18 @@ def test_a_stop_has_another_colour_and_says_so() -> None:
 
     assert said(row)[1].startswith("stopped\n")
     assert row.color == AMBER
+
+
+def test_the_rank_that_held_up_stopped_ranks_is_open_and_those_that_waited_are_folded() -> None:
+    def stopped(line: int) -> CellError:
+        return CellError("KeyboardInterrupt", "", (in_cell(line, "x"),))
+
+    calls = {rank: [CallCount("barrier", "0", (0, 1, 2), 1, 0)] for rank in (0, 2)}
+    ranks = [failed(r, stopped(4 if r == 1 else 8), status="stopped") for r in range(3)]
+
+    html = render_html(lay_out(ranks, calls=calls))
+
+    assert html.index("In[3]:4") < html.index("<details>") < html.index("In[3]:8")
 
 
 def test_a_death_says_how_and_what_the_rank_wrote_at_last() -> None:

@@ -48,7 +48,7 @@ def test_the_middle_of_a_long_output_is_closed_and_nothing_is_lost() -> None:
     first, closed, last = re.split("</?details>", html)
     assert words(first).split("\n") == steps(FIRST_LINES).splitlines()
     assert words(last).split("\n") == steps(500).splitlines()[-LAST_LINES:]
-    assert "480 of 500 lines · 4.2 kB" in closed
+    assert "480 of 500 lines · 4.1 KiB" in closed
     assert closed.count("step") == 500 - FIRST_LINES - LAST_LINES
 
 
@@ -87,7 +87,7 @@ def test_a_closed_block_says_how_much_it_holds_and_how_it_begins_and_ends() -> N
     html = closed_html(Block((0,), (stdout(steps(2000)),)))
 
     title, rest = html.split("</summary>")
-    assert words(title) == "2,000 lines · 19 kBstep 0 … step 1999"
+    assert words(title) == "2,000 lines · 18 KiBstep 0 … step 1999"
     assert words(rest) == steps(2000).removesuffix("\n")
     assert html.count("<details") == 1
 

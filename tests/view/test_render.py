@@ -82,11 +82,11 @@ def test_one_line_of_64_ranks_is_small() -> None:
 
 
 def test_collectives_are_in_both_forms() -> None:
-    count = CallCount("all_reduce", "0", (0, 1), 4, 12_000_000)
+    count = CallCount("all_reduce", "0", (0, 1), 4, 12 * 2**20)
 
     bundle = render([ok(0), ok(1)], calls={0: [count], 1: [count]})
 
-    assert bundle["text/plain"] == "4 × all_reduce (12 MB) · group world"
+    assert bundle["text/plain"] == "4 × all_reduce (12 MiB) · group world"
     assert bundle["text/plain"] in bundle["text/html"]
 
 

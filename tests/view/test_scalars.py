@@ -9,6 +9,12 @@ from nbdist.view.scalars import ScalarTable, split_scalars
 from tests.view.build import result, stdout
 
 
+def totals_of(*values: float) -> list[str]:
+    """Return what the totals of *values* say."""
+    totals = table_of(*values).totals
+    return [" ".join(filter(None, (one.name, one.value, one.ranks))) for one in totals]
+
+
 def table_of(*values: float) -> ScalarTable:
     table, _ = split_scalars({rank: [result(repr(v), v)] for rank, v in enumerate(values)})
     assert table is not None
@@ -19,37 +25,65 @@ def test_whole_numbers_stay_whole() -> None:
     table = table_of(1, 3, 2)
 
     assert table.rows == ((0, "1"), (1, "3"), (2, "2"))
-    assert table.totals == ("min 1 (rank 0)", "mean 2", "max 3 (rank 1)")
+    assert totals_of(1, 3, 2) == ["min 1 (rank 0)", "mean 2", "max 3 (rank 1)"]
 
 
 def test_the_mean_of_whole_numbers_may_be_broken() -> None:
-    assert table_of(1, 2).totals == ("min 1 (rank 0)", "mean 1.5", "max 2 (rank 1)")
+    assert totals_of(1, 2) == ["min 1 (rank 0)", "mean 1.5", "max 2 (rank 1)"]
 
 
 def test_the_ranks_of_the_extremes_are_named() -> None:
-    assert table_of(0.5, 0.5, 2.0).totals == (
+    assert totals_of(0.5, 0.5, 2.0) == [
         "min 0.5 (ranks 0, 1)",
         "mean 1.0",
         "max 2.0 (rank 2)",
-    )
+    ]
 
 
 def test_nan_is_named_and_left_out_of_the_totals() -> None:
-    assert table_of(1.0, nan, 3.0).totals == (
+    assert totals_of(1.0, nan, 3.0) == [
         "min 1.0 (rank 0)",
         "mean 2.0",
         "max 3.0 (rank 2)",
-        "NaN on rank 1",
-    )
+        "NaN (rank 1)",
+    ]
 
 
 def test_infinity_counts() -> None:
-    assert table_of(1.0, inf).totals == ("min 1.0 (rank 0)", "mean inf", "max inf (rank 1)")
-    assert table_of(-inf, inf).totals[1] == "mean nan"
+    assert totals_of(1.0, inf) == ["min 1.0 (rank 0)", "mean inf", "max inf (rank 1)"]
+    assert totals_of(-inf, inf)[1] == "mean nan"
 
 
 def test_large_numbers_do_not_overflow() -> None:
-    assert table_of(1e308, 1.5e308).totals[1] == "mean 1.25e+308"
+    assert totals_of(1e308, 1.5e308)[1] == "mean 1.25e+308"
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"),
+    [
+        (["0.7625", "1.6500", "0.1358", "11.8250"], "3.5933"),
+        (["0.5000", "1.0000"], "0.7500"),
+        (["4.8770", "4.8928", "4.8827"], "4.8842"),
+        (["1.5", "20.0"], "10.75"),
+        (["1", "2", "2"], "1.7"),
+        (["-0.0001", "0.0000", "0.0001"], "0.0000"),
+        (["1.2346e-05", "3.1e-04"], "0.00016117"),
+        (["123456.78", "2.5"], "61729.64"),
+        (["2.302585092994046", "1.0"], "1.65129"),
+        (["1.0000000000000002", "3.0"], "2.0"),
+    ],
+)
+def test_the_mean_has_the_digits_of_the_values(values: list[str], mean: str) -> None:
+    plain = [f"tensor({value})" for value in values]
+    numbers = [float(value) if set(value) & {".", "e"} else int(value) for value in values]
+
+    table, _ = split_scalars(
+        {rank: [result(plain[rank], number)] for rank, number in enumerate(numbers)}
+    )
+
+    assert table is not None
+    assert [value for _, value in table.rows] == values
+    assert table.totals[1].value == mean
 
 
 @pytest.mark.parametrize(
@@ -93,7 +127,13 @@ def test_values_that_look_alike_but_differ_are_shown_in_full() -> None:
     ],
 )
 def test_decimal_points_stand_below_one_another(values: list[str], aligned: list[str]) -> None:
-    assert ScalarTable(tuple(enumerate(values)), ()).aligned() == aligned
+    table = ScalarTable(tuple(enumerate(values)), ())
+
+    assert [value.rstrip() for value in table.aligned()] == aligned
+
+
+def test_the_totals_are_aligned_with_the_values() -> None:
+    assert table_of(0.5, 33.25).aligned() == [" 0.5 ", "33.25", " 0.5 ", "16.88", "33.25"]
 
 
 def test_what_comes_before_the_results_is_left() -> None:

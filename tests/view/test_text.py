@@ -89,7 +89,9 @@ def test_scalars_that_differ_become_a_table() -> None:
     assert text_of(*ranks).startswith(
         "[ranks 0–10] evaluating\n[rank0]   0\n[rank1]   1\n[rank2]   2\n"
     )
-    assert text_of(*ranks).endswith("\n[rank10] 10\nmin 0 (rank 0) · mean 5 · max 10 (rank 10)")
+    assert text_of(*ranks).endswith(
+        "\n[rank10] 10\nmin       0 (rank 0)\nmean      5\nmax      10 (rank 10)"
+    )
 
 
 def test_scalars_stand_with_their_decimal_points_below_one_another() -> None:

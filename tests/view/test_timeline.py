@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import io
 from pathlib import Path
@@ -210,6 +211,15 @@ def test_the_user_s_own_style_changes_nothing() -> None:
 
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "hatch.linewidth": 9}):
         assert timeline.png(late(2)) == plain
+
+
+def test_only_a_saved_picture_names_the_cell(tmp_path: Path) -> None:
+    cells = [late(2), dataclasses.replace(late(2), label="In[7]")]
+
+    assert timeline.png(cells[0]) == timeline.png(cells[1])  # the page says it above
+    for place, found in enumerate(cells):
+        timeline.save(found, str(tmp_path / f"{place}.png"))
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
 
 
 def test_a_saved_picture_is_dark_on_white(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from nbdist.errors import UsageError
 from nbdist.view.trace import HEADINGS, Trace, describe_seconds
 from nbdist.wire import RankTrace, TracedCell
+from tests.view.build import lost_rules
 from tests.view.traces import START, cell, given_up, held, issued, late, rank_trace, site, traced
 
 EVEN = [[held(site(), 1, 0.1, 0.1, 0.2)] for _ in range(4)]
@@ -159,10 +160,10 @@ def test_a_row_has_all_that_is_known_of_a_call() -> None:
         "all_reduce",
         "world",
         "float32[1000], sum",
-        "4 kB",
+        "3.9 KiB",
         "100 ms",
         "1.8 s for rank 2 (ranks 0, 1, 3)",
-        "40 kB/s",  # 4 kB in 0.1 s
+        "40 kB/s",  # 4000 B in 0.1 s
         "60 kB/s",  # × 2 · 3 / 4
         "In[12]:7",
     ]
@@ -266,13 +267,13 @@ def test_what_is_not_known_of_an_asynchronous_call_is_left_open() -> None:
 def test_a_gather_of_uneven_parts_has_all_of_them_as_its_size() -> None:
     calls = [
         [held(site("all_gather", ranks=(0, 1), size_bytes=size), 1, 0.1, 0.1, 0.2)]
-        for size in (1000, 3000)
+        for size in (1024, 3072)
     ]
 
     [row] = rows_of(cell(*calls).render()["text/plain"])
 
-    assert row[4] == "1 kB–3 kB"
-    assert row[7:9] == ["40 kB/s", "20 kB/s"]
+    assert row[4] == "1–3 KiB"
+    assert row[7:9] == ["41 kB/s", "20 kB/s"]
 
 
 # Notes -------------------------------------------------------------------------------------------
@@ -344,6 +345,25 @@ def test_html_and_text_have_the_same_facts() -> None:
         assert all(found in page.texts for found in row)
     for line in (late(2).verdict, *late(2).notes, "a < b", *HEADINGS):
         assert line in said
+
+
+def test_in_a_narrow_page_words_wrap_and_numbers_do_not() -> None:
+    html = late(2).render()["text/html"]
+
+    wraps = re.findall("<td [^>]*white-space:(\\w+)[^>]*>([^<]*)</td>", html)
+    assert [said for wrap, said in wraps if wrap == "pre"] == [
+        "1",
+        "3.9 KiB",
+        "100 ms",
+        "40 kB/s",
+        "60 kB/s",
+    ]
+    assert {wrap for wrap, _ in wraps} == {"pre", "normal"}
+    assert 'style="overflow-x:auto"><table' in html
+
+
+def test_every_style_survives_the_sanitiser() -> None:
+    assert lost_rules(late(2).render()["text/html"]) == []
 
 
 def test_the_row_with_the_waiting_is_marked_and_no_other() -> None:

@@ -23,7 +23,7 @@ def waits_of(*traces: RankTrace) -> list[tuple[int, int, float, float]]:
     return [
         (wait.rank, wait.for_rank, round(wait.began - START, 6), round(wait.ended - START, 6))
         for collective in collectives(traces)
-        for wait in collective.waits()
+        for wait in collective.waits
     ]
 
 

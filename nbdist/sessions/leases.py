@@ -1,4 +1,4 @@
-"""Find the sessions of this user that wait for a kernel, since theirs was killed."""
+"""Find the sessions of this user on a lease: they wait for a kernel, since theirs was killed."""
 
 from __future__ import annotations
 

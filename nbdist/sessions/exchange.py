@@ -1,0 +1,222 @@
+"""Move values between the notebook and the ranks; on a rank they queue up behind its cells.
+
+pull   every rank ── value ──▶ notebook
+push   notebook ── value, packed once ──▶ every rank
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nbdist import packing, wire
+from nbdist.errors import TransferError
+from nbdist.launchers.start import Processes
+from nbdist.packing import ValueFolder
+from nbdist.sessions.transport import CONTROLLER_LOST, Message, RankClient
+from nbdist.sessions.unanswered import Unanswered
+from nbdist.sessions.values import RankValues, tensor_from
+
+INTERRUPT_AGAIN_S = 0.5
+STOPPING_S = 1.0  # how long a request that was told to stop is waited for
+
+Ranks = tuple[int, ...]
+
+
+@dataclass
+class _Transfer:
+    """One request for values on its way.
+
+    Attributes:
+        request_id: Names it.
+        ranks: Those asked.
+        replies: What has come, by rank.
+        changed: Notified when one has come.
+        is_given_up: Nobody waits for replies any more.
+    """
+
+    request_id: str
+    ranks: Ranks
+    replies: dict[int, Message] = field(default_factory=dict)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    is_given_up: bool = False
+
+    @property
+    def silent_ranks(self) -> Ranks:
+        """Those that have not replied."""
+        return tuple(rank for rank in self.ranks if rank not in self.replies)
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """What went wrong, by rank."""
+        replies = {rank: message.content for rank, message in self.replies.items()}
+        return {rank: c["error"] for rank, c in replies.items() if c["status"] != "ok"}
+
+    def take(self, message: Message) -> None:
+        """Take a reply; called in the IO thread."""
+        with self.changed:
+            self.replies[message.rank] = message
+            if self.is_given_up:
+                _discard(message)
+            self.changed.notify_all()
+
+    def give_up(self) -> None:
+        """Throw away what has come and what comes later."""
+        with self.changed:
+            self.is_given_up = True
+            for message in self.replies.values():
+                _discard(message)
+
+
+class Exchange:
+    """Moves values between the notebook and the ranks of one session.
+
+    Args:
+        client: The connection to the ranks.
+        processes: Of the session.
+        unanswered: Keeps which ranks have not answered.
+        begin: Called before each request; gives it an id.
+        note_failure: Called when the ranks have to agree before they go on.
+    """
+
+    def __init__(
+        self,
+        client: RankClient,
+        processes: Processes,
+        unanswered: Unanswered,
+        *,
+        begin: Callable[[], str],
+        note_failure: Callable[[], None],
+    ) -> None:
+        self._client = client
+        self._processes = processes
+        self._unanswered = unanswered
+        self._begin = begin
+        self._note_failure = note_failure
+        self._folder = ValueFolder(processes.folder.shared_memory(), processes.folder.path)
+
+    def __repr__(self) -> str:
+        return f"<Exchange by {self._folder!r}>"
+
+    def pull(self, ranks: Ranks, expression: str, max_bytes: int | None) -> RankValues:
+        """Return the value of *expression* from each of *ranks*; errors as in `Session.pull`."""
+        content = {"action": "pull", "expression": expression, "max_bytes": max_bytes}
+        replies = self._ask(ranks, content)
+        return RankValues(
+            {r: self.unpack(reply.content["value"], reply.buffers) for r, reply in replies.items()}
+        )
+
+    def push(self, ranks: Ranks, values: Mapping[str, Any]) -> None:
+        """Set the variables *values* on each of *ranks*; errors as in `Session.push`."""
+        packed = packing.pack(dict(values), self._folder)
+        try:
+            self._ask(ranks, {"action": "push", "value": packed.header}, packed.buffers)
+        finally:
+            for path in packed.files:
+                path.unlink(missing_ok=True)
+
+    def push_function(self, ranks: Ranks, name: str, function: Callable[..., Any]) -> None:
+        """Set *function* as a variable on each of *ranks*; errors as in `Session.push_function`."""
+        from ipyparallel.serialize import can
+
+        packed = packing.pack(can(function), None)
+        content = {"action": "push_function", "name": name, "value": packed.header}
+        self._ask(ranks, content, packed.buffers)
+
+    def unpack(self, header: Mapping[str, Any], buffers: list[memoryview]) -> Any:
+        """Return the value that came as *header* and *buffers*."""
+        return packing.unpack(header, buffers, self._folder, tensor_from)
+
+    def _ask(
+        self, ranks: Ranks, content: Mapping[str, Any], buffers: Iterable[bytes] = ()
+    ) -> dict[int, Message]:
+        """Send a request to each of *ranks* and wait for all replies, or for a death.
+
+        Raises:
+            TransferError: It failed on some rank; what the others sent is thrown away.
+        """
+        transfer = _Transfer(self._begin(), ranks)
+        sent_id = self._send(transfer, content, buffers)
+        try:
+            self._wait(transfer)
+        except BaseException:
+            transfer.give_up()
+            raise
+        finally:
+            for rank in set(transfer.silent_ranks) & set(self._processes.exits):
+                self._unanswered.answered(transfer.request_id, rank)  # died a moment too early
+            if transfer.request_id not in self._unanswered:  # else when the last one answers
+                self._client.forget(sent_id)
+        if problem := self._problem_of(transfer):
+            self._note_failure()
+            transfer.give_up()
+            raise TransferError(problem)
+        return dict(sorted(transfer.replies.items()))
+
+    def _send(
+        self, transfer: _Transfer, content: Mapping[str, Any], buffers: Iterable[bytes]
+    ) -> str:
+        """Send the request, and have its replies heard until all have come; return the sent id."""
+        client, unanswered, request_id = self._client, self._unanswered, transfer.request_id
+
+        def hear(message: Message) -> None:
+            unanswered.answered(request_id, message.rank)  # first: who waits goes on at once
+            transfer.take(message)
+            if request_id not in unanswered:
+                client.forget(message.request_id)
+
+        unanswered.expect(request_id, transfer.ranks)
+        content = {**content, "cell_id": request_id}
+        try:
+            return client.request(transfer.ranks, wire.VALUE_REQUEST, content, hear, buffers)
+        except BaseException:
+            unanswered.forget(request_id)
+            raise
+
+    def _wait(self, transfer: _Transfer) -> None:
+        """Wait until *transfer* is over; once a rank has failed, stop those that may wait for it.
+
+        Raises:
+            KeyboardInterrupt: The user did not want to wait; the ranks were told to stop.
+        """
+        try:
+            with transfer.changed:
+                while not self._is_over(transfer) and not transfer.failures:
+                    transfer.changed.wait(0.2)
+                while not transfer.changed.wait_for(
+                    lambda: self._is_over(transfer), INTERRUPT_AGAIN_S
+                ):
+                    self._stop(transfer)
+        except KeyboardInterrupt:
+            self._note_failure()
+            self._stop(transfer)
+            with transfer.changed:
+                transfer.changed.wait_for(lambda: self._is_over(transfer), STOPPING_S)
+            raise
+
+    def _stop(self, transfer: _Transfer) -> None:
+        self._client.interrupt(transfer.silent_ranks, [transfer.request_id])
+
+    def _is_over(self, transfer: _Transfer) -> bool:
+        silent = transfer.silent_ranks
+        is_dead = any(rank in self._processes.exits for rank in silent)
+        return not silent or is_dead or self._processes.is_lost
+
+    def _problem_of(self, transfer: _Transfer) -> str | None:
+        for rank in transfer.silent_ranks:
+            if self._processes.is_controller_lost:
+                return CONTROLLER_LOST
+            return f"rank {rank} {self._processes.ending_of(rank)}."
+        failures = transfer.failures
+        if not failures:
+            return None
+        consequences = ("KeyboardInterrupt", "PeerFailed")  # of what another rank has met
+        rank = min(failures, key=lambda r: (failures[r].startswith(consequences), r))
+        return f"rank {rank}: {failures[rank]}"
+
+
+def _discard(message: Message) -> None:
+    if message.content.get("value"):
+        packing.discard(message.content["value"])
