@@ -31,7 +31,7 @@ BROWSER := chromium fonts-dejavu fonts-liberation fonts-noto-color-emoji
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks test-browser browser bench pictures clean
+.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks test-browser notebooks browser bench pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +101,9 @@ test-recovery: $(STAMP) ## of these, what happens when ranks fail
 test-notebooks: $(STAMP) ## the tutorials, each output compared with the saved one
 	$(PYTEST) -p tests.conftest --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval-sanitize.cfg notebooks
+
+notebooks: $(STAMP) ## run the tutorials and keep their outputs in the files
+	$(BIN)/python -m tests.renew notebooks/*.ipynb
 
 # Without apt, or without the right to use it, the tests say what was not run; in CI they fail.
 test-browser: $(STAMP) browser ## the notebook in a real JupyterLab, in headless Chromium
