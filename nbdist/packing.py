@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nbdist.errors import TransferError
+from nbdist.sizes import describe_size
 
 INLINE_BYTES = 64 * 2**10  # what is larger goes through a file on one host
 MakeTensor = Callable[["TensorBytes"], Any]
@@ -77,7 +78,7 @@ class ValueFolder:
         except OSError as exc:
             path.unlink()
             raise TransferError(
-                f"{path.parent} has no room for {readable_size(data.nbytes)}: {exc.strerror}.\n"
+                f"{path.parent} has no room for {describe_size(data.nbytes)}: {exc.strerror}.\n"
                 "Pull a part of the value, or free space there."
             ) from exc
         finally:
@@ -128,7 +129,7 @@ def pack(value: Any, folder: ValueFolder | None, *, max_bytes: int | None = None
     size_bytes = sum(part.nbytes for part in parts)
     if max_bytes is not None and size_bytes > max_bytes:
         raise TransferError(
-            f"The value has {readable_size(size_bytes)}; up to {readable_size(max_bytes)} are sent "
+            f"The value has {describe_size(size_bytes)}; up to {describe_size(max_bytes)} are sent "
             "without asking.\nAdd --yes to send it all the same, or send a part of it."
         )
     return _lay_out(parts, pickler.tensors, folder)
@@ -198,16 +199,6 @@ def discard(header: Mapping[str, Any]) -> None:
     for place in header["places"]:
         if place is not None:
             Path(place).unlink(missing_ok=True)
-
-
-def readable_size(size_bytes: int) -> str:
-    """Return *size_bytes* as a reader would say it: ``1.5 GiB``."""
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 class _Pickler(pickle.Pickler):

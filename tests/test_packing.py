@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdist.errors import TransferError
-from nbdist.packing import INLINE_BYTES, ValueFolder, pack, readable_size, unpack
+from nbdist.packing import INLINE_BYTES, ValueFolder, pack, unpack
 from nbdist.rank.values import make_tensor
 from nbdist.sessions.values import FLOAT8, RankTensor, float8_table, tensor_from
 
@@ -302,7 +302,7 @@ def test_an_object_whose_pickling_raises_is_an_error() -> None:
 
 
 def test_what_is_too_large_is_refused_with_both_sizes(folder: ValueFolder) -> None:
-    with pytest.raises(TransferError, match=r"4\.0 MiB[^$]*1\.0 KiB[^$]*--yes"):
+    with pytest.raises(TransferError, match=r"4 MiB[^$]*1 KiB[^$]*--yes"):
         pack(torch.zeros(2**20), folder, max_bytes=1024)
 
     assert files_in(folder) == []
@@ -396,20 +396,6 @@ def test_a_value_that_fails_half_way_leaves_no_file(
         pack([torch.ones(2**16), torch.zeros(2**16)], folder)
 
     assert files_in(folder) == []
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1536, "1.5 KiB"),
-        (2**20, "1.0 MiB"),
-        (3 * 2**40, "3072.0 GiB"),
-    ],
-)
-def test_sizes_are_said_as_a_reader_would(size: int, text: str) -> None:
-    assert readable_size(size) == text
 
 
 # Without torch -----------------------------------------------------------------------------------

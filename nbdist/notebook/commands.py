@@ -22,10 +22,10 @@ from nbdist.notebook.progress import StartProgress
 from nbdist.notebook.stopping import StopButton
 from nbdist.sessions import current
 from nbdist.sessions.leases import waiting
+from nbdist.sizes import describe_size
 from nbdist.view import name_ranks, render
 from nbdist.view.columns import align
 from nbdist.view.page import lay_out
-from nbdist.view.sizes import describe_size
 from nbdist.view.text import render_text
 
 HOW_TO_START = (

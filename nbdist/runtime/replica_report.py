@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from nbdist.packing import readable_size
+from nbdist.sizes import describe_size
 
 MAX_LINES = 8
 
@@ -118,7 +118,7 @@ class Report:
             return f"{self.name}: {len(self.differences)} of {self._things()} {verb}:"
         if not self.num_tensors + self.num_values:
             return f"{self.name}: nothing to compare"
-        size = f" ({readable_size(self.size_bytes)})" if self.num_tensors else ""
+        size = f" ({describe_size(self.size_bytes)})" if self.num_tensors else ""
         if len(self.ranks) == 1:
             return f"{self.name}: {self._things()}{size}; there is one rank only"
         verb = "is" if self.num_tensors + self.num_values == 1 else "are"

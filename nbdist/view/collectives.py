@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from nbdist.sizes import describe_sizes
 from nbdist.view.names import name_ranks
-from nbdist.view.sizes import describe_sizes
 from nbdist.wire import CallCount
 
 MAX_NAMED_GROUPS = 4

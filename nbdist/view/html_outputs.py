@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from nbdist.sizes import describe_size
 from nbdist.view.ansi import open_style, strip_ansi
 from nbdist.view.columns import clip
 from nbdist.view.consolidate import Shown, describe_dropped
@@ -11,7 +12,6 @@ from nbdist.view.elements import FAINT, PRE, SMALL, details, faint, pre, small
 from nbdist.view.fold import Block
 from nbdist.view.mime import display_html, display_text, is_rich
 from nbdist.view.progress import Bar, bar_html
-from nbdist.view.sizes import describe_size
 from nbdist.wire import Display, Dropped, Text
 
 MAX_LINES = 100  # of one text; above that its middle is closed

@@ -17,11 +17,11 @@ from statistics import median
 from typing import Literal
 
 from nbdist.errors import UsageError
+from nbdist.sizes import describe_rate, describe_sizes
 from nbdist.view.bandwidth import algorithm_bandwidth, bus_factor, data_size
 from nbdist.view.columns import align
 from nbdist.view.elements import FAINT, MARK, small
 from nbdist.view.names import name_ranks
-from nbdist.view.sizes import describe_rate, describe_sizes
 from nbdist.view.waits import (
     NOTABLE_S,
     NOTABLE_SHARE,

@@ -109,4 +109,4 @@ def test_the_view_imports_nothing_but_the_standard_library_and_the_wire() -> Non
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
     )
 
-    assert done.stdout == "['__main__', 'nbdist']\n['nbdist.wire']\n"
+    assert done.stdout == "['__main__', 'nbdist']\n['nbdist.sizes', 'nbdist.wire']\n"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbdist.view.sizes import describe_rate, describe_size, describe_sizes
+from nbdist.sizes import describe_rate, describe_size, describe_sizes
 
 
 @pytest.mark.parametrize(
