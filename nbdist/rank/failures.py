@@ -17,6 +17,7 @@ from nbdist.runtime.calls import CELL_PREFIXES, LIBRARY_PREFIXES
 from nbdist.wire import CellError, Frame
 
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
+MAX_MEMBERS = 20  # of a group of exceptions
 MAX_MESSAGE = 20_000  # characters of an exception's own text
 
 _RUNNING = str(Path(__file__).parent)  # how a cell is run is no part of what went wrong in it
@@ -63,7 +64,10 @@ def frames_of(frame: FrameType | None) -> tuple[Frame, ...]:
 
 
 def message_of(exception: BaseException) -> str:
-    """Return the text of *exception* with its notes; never raises, whatever ``__str__`` does."""
+    """Return the text of *exception*, its notes and, of a group, its members, a line each.
+
+    Never raises, whatever ``__str__`` does.
+    """
     try:
         text = str(exception)
     except Exception as exc:  # noqa: BLE001 - the user's __str__ may raise anything
@@ -71,9 +75,19 @@ def message_of(exception: BaseException) -> str:
     notes = getattr(exception, "__notes__", None)
     if isinstance(notes, list):
         text = "\n".join([text, *map(str, notes)])
+    if isinstance(exception, BaseExceptionGroup):
+        text = "\n".join([text, *map(_member, exception.exceptions[:MAX_MEMBERS])])
     if len(text) > MAX_MESSAGE:
         text = f"{text[:MAX_MESSAGE]}… ({len(text) - MAX_MESSAGE} characters more)"
     return text
+
+
+def _member(exception: BaseException) -> str:
+    """Say what one exception of a group is, and where it was raised."""
+    where = [f" ({frame.location})" for frame in _frames(exception) if frame.is_cell][-1:]
+    text = f"{type(exception).__name__}: {message_of(exception)}"
+    first, *rest = text.split("\n")
+    return "\n".join(f"  {line}" for line in [first + "".join(where), *rest])
 
 
 def _frames(exception: BaseException) -> tuple[Frame, ...]:

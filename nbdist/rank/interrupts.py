@@ -34,7 +34,8 @@ class Interrupts:
 
     def install(self) -> None:
         """Handle SIGINT from now on."""
-        signal.signal(signal.SIGINT, self._on_sigint)
+        if signal.getsignal(signal.SIGINT) != self._on_sigint:
+            signal.signal(signal.SIGINT, self._on_sigint)
 
     def request(self, cell_ids: list[str]) -> bool:
         """Stop these cells, the running one and those that have not begun. Any thread may call.
@@ -62,7 +63,8 @@ class Interrupts:
             return cell_id in self._stopped
 
     def enter(self, cell_id: str) -> None:
-        """Say that *cell_id* runs now."""
+        """Say that *cell_id* runs now; a handler that an earlier cell has set is gone."""
+        self.install()
         with self._lock:
             self._cell_id = cell_id
             self.was_interrupted = False

@@ -354,7 +354,7 @@ class Session:
             ename="NoAnswer",
             evalue=(
                 f"{why}, but this rank has not answered: it is in a call that Python cannot "
-                "interrupt, in C code that is no collective.\n"
+                "interrupt, in C code that is no collective, or its code catches the interrupt.\n"
                 "It goes on; `%dist status` shows when it is free, and `%dist restart --ranks N` "
                 "puts a fresh rank in its place; the others keep all they have."
             ),

@@ -135,6 +135,26 @@ def test_notes_stand_under_the_message() -> None:
     assert describe(error).evalue == "main\nand a note"
 
 
+def test_the_members_of_a_group_stand_under_it_with_their_lines() -> None:
+    error = failed(
+        "def check(value):\n"
+        "    raise ValueError(f'bad {value}')\n"
+        "members = [TypeError('one\\ntwo')]\n"
+        "try:\n"
+        "    check(3)\n"
+        "except ValueError as exc:\n"
+        "    members.append(exc)\n"
+        "raise ExceptionGroup('many', members)\n"
+    )
+
+    assert error.evalue.splitlines() == [
+        "many (2 sub-exceptions)",
+        "  TypeError: one",
+        "  two",
+        "  ValueError: bad 3 (In[3]:2)",
+    ]
+
+
 def test_an_exception_that_cannot_say_what_it_is_does_not_raise() -> None:
     class Odd(Exception):
         def __str__(self) -> str:

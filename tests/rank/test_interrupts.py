@@ -77,6 +77,18 @@ def test_a_cell_may_catch_the_interrupt_and_go_on(interrupts: Interrupts) -> Non
     assert run(interrupts, cell) == "caught"
 
 
+def test_a_handler_that_a_cell_has_set_is_gone_in_the_next(interrupts: Interrupts) -> None:
+    async def deaf() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    async def cell() -> None:
+        press()
+
+    run(interrupts, deaf)
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupts, cell, "c2")
+
+
 def test_outside_of_a_cell_nothing_happens(interrupts: Interrupts) -> None:
     press()
 
