@@ -63,8 +63,7 @@ class Birth:
 
 def preload() -> None:
     """Import, in the agent, everything a rank will need, so that the fork has it already."""
-    import torch.distributed
-    import torch.distributed.fsdp  # `torch_private.probe` looks at it, in every rank
+    import torch.distributed._composable_state  # `torch_private.probe` looks at it, in every rank
     import torch.nn.parallel  # noqa: F401 - imported to be there after the fork
 
     import nbdist.config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -33,6 +35,28 @@ def test_a_name_that_is_not_there_costs_its_ability_alone() -> None:
 
     assert support.missing == ("no.such.name",)
     assert (support.guard, support.abort, support.rebuild) == (True, True, False)
+
+
+PROBE_FSDP = """
+import sys
+from nbdist.runtime.torch_private import probe
+
+names = ["reset_iter_state", "_get_fsdp_state", "no_such_method"]
+wanted = [("reset", f"distributed.fsdp.FSDPModule.{name}") for name in names]
+without = probe(wanted)
+assert "torch.distributed.fsdp" not in sys.modules
+import torch.distributed.fsdp
+assert without == probe(wanted)
+print(*without.missing)
+"""
+
+
+def test_the_names_of_fsdp_are_found_without_importing_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE_FSDP], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split() == ["distributed.fsdp.FSDPModule.no_such_method"]
 
 
 def test_messages_are_told_apart_by_who_calls() -> None:
