@@ -242,19 +242,17 @@ class Lifeline:
         torch_private.set_group_count(meeting.group_count)
         meeting.wait("made", "")
 
-    def reset_modules(self, *, patience_s: float = REDUCE_PATIENCE_S) -> int:
-        """Let every DDP and FSDP2 module forget a half-done step; return how many there are.
+    def reset_modules(self, *, patience_s: float = REDUCE_PATIENCE_S) -> None:
+        """Let every DDP and FSDP2 module forget a half-done step.
 
         Args:
             patience_s: How long calls of the step that are under way may take to end.
         """
         self._waiting.let_reducers_end(patience_s)
-        ddp, fsdp = list(self._ddp_modules), torch_private.fsdp_roots()
-        for module in ddp:
+        for module in list(self._ddp_modules):
             torch_private.reset_ddp(module)
-        for root in fsdp:
+        for root in torch_private.fsdp_roots():
             torch_private.reset_fsdp(root)
-        return len(ddp) + len(fsdp)
 
     def _begin(self, generation: int) -> None:
         with self._lock:

@@ -106,9 +106,7 @@ class Journals:
     def last(self) -> list[KeptCell]:
         """Return the latest cell as each of its ranks has kept it; empty where there is none."""
         newest = [cell for rank in self.ranks for cell in _first(self.cells(rank))]
-        if not newest:
-            return []
-        return self._everywhere(max(newest, key=lambda cell: cell.order))
+        return self._latest_of(newest) if newest else []
 
     def labelled(self, label: str) -> list[KeptCell]:
         """Return the latest cell called *label* as each of its ranks has kept it.
@@ -123,7 +121,7 @@ class Journals:
         ]
         if not found:
             raise SessionError(f"No output of {label} is kept. {self._labels_like(label)}")
-        return self._everywhere(max(found, key=lambda cell: cell.order))
+        return self._latest_of(found)
 
     def _labels_like(self, label: str) -> str:
         labels = list(
@@ -131,12 +129,13 @@ class Journals:
         )
         return did_you_mean(label, labels) if labels else "No cell has run yet."
 
-    def _everywhere(self, cell: KeptCell) -> list[KeptCell]:
-        same = (
-            _first(c for c in self.cells(rank) if c.request.cell_id == cell.request.cell_id)
-            for rank in cell.request.ranks
-        )
-        return [one for found in same for one in found]
+    def _latest_of(self, found: list[KeptCell]) -> list[KeptCell]:
+        """Return the latest cell in *found*, one of each rank, as each of its ranks has kept it."""
+        latest = max(found, key=lambda cell: cell.order).request
+        kept = {cell.rank: [cell] for cell in found if cell.request.cell_id == latest.cell_id}
+        for rank in set(latest.ranks) - set(kept):
+            kept[rank] = _first(c for c in self.cells(rank) if c.request.cell_id == latest.cell_id)
+        return [cell for rank in latest.ranks for cell in kept[rank]]
 
     def output_of(self, cell: KeptCell) -> RankOutput:
         """Return what is kept of *cell* as the view takes it.

@@ -7,11 +7,12 @@ wants to add one writes a function here and names it in `PEERS`.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.ports import free_port
 
 PYTHON = Path(sys.executable)
 PEERS_PYTHON = Path(os.environ.get("NBDIST_BENCH_PEERS", ".venv-peers")).absolute() / "bin/python"
@@ -120,9 +121,3 @@ PEERS: dict[str, Callable[[int], tuple[Peer, ...]]] = {
     "jd": jupyter_distributed,
     "nbdist": nbdist,
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

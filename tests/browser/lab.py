@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -32,6 +31,7 @@ import psutil
 from playwright.sync_api import BrowserContext, Route, sync_playwright
 
 from tests.browser.page import NotebookPage
+from tests.ports import free_port
 from tests.processes import describe, end, processes_marked, wait_for_end
 from tests.waiting import wait_until
 
@@ -296,10 +296,3 @@ class Lab:
         for name, stop in (("context", "close"), ("browser", "close"), ("_playwright", "stop")):
             if opened := getattr(self, name, None):
                 getattr(opened, stop)()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -180,6 +180,14 @@ class NotebookPage:
         with self.tab.expect_response("**/interrupt*"):
             self._press("interrupt")
 
+    def stop_cell(self, number: int, button: str) -> None:
+        """Stop the running cell *number* by a *button*, ``toolbar`` or ``view``; wait for it."""
+        if button == "toolbar":
+            self.press_stop()
+        else:
+            self.cell(number).locator(".nbdist-live").get_by_role("button", name="Stop").click()
+        self.wait_until_idle(timeout_s=20)
+
     def _press(self, item: str) -> None:
         self.tab.locator(BUTTON.format(item)).first.click()
 

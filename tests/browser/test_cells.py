@@ -172,11 +172,7 @@ def test_an_endless_loop_is_stopped(four: NotebookPage, button: str) -> None:
     view = begin(four, "%%dist\nprint('begun', flush=True)\nwhile True: pass")
     expect(view.get_by_role("tabpanel")).to_contain_text("begun")
 
-    if button == "toolbar":
-        four.press_stop()
-    else:
-        view.get_by_role("button", name="Stop").click()
-    four.wait_until_idle(timeout_s=20)
+    four.stop_cell(1, button)
 
     assert "CellStopped" in four.text(1)
     expect_static_output(four)

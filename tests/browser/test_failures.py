@@ -49,11 +49,7 @@ def test_a_hang_is_explained_and_stopped(page: NotebookPage, pictures: Path, but
     expect(view.get_by_role("tab", name="rank 0: waiting")).to_have_count(1)
     page.screenshot(pictures / f"hang-{button}-light.png", 1)
 
-    if button == "toolbar":
-        page.press_stop()
-    else:
-        view.get_by_role("button", name="Stop").click()
-    page.wait_until_idle(timeout_s=20)
+    page.stop_cell(1, button)
 
     assert "CellStopped" in page.text(1)
     plain = expect_static_output(page)["text/plain"]
