@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +85,7 @@ class _RankRun:
     reply_buffers: list[memoryview] = field(default_factory=list)
     replied_at: float = 0.0
     death: CellError | None = None
+    log_tail: str = ""
     abandoned: CellError | None = None
     is_told: bool = False
     _bars: dict[int, int] = field(default_factory=dict)
@@ -214,9 +215,7 @@ class Run:
             part = self._parts.get(rank)
             if part is None or part.is_over:
                 return
-            seen = "".join(output.text for output in part.batches if isinstance(output, Text))
-            if text := lost_text(log_tail, self.request.label, seen):
-                part.batches.append(Text("stdout", text))
+            part.log_tail = log_tail
             part.death = CellError("RankDied", how.removeprefix("was "))
             self._events.put(RunEvent("died", rank, content={"how": how}))
             self._notify_if_done()
@@ -285,9 +284,15 @@ class Run:
             if part.reply is None:
                 error = part.death or part.abandoned
                 status: Any = "dead" if part.death else "stopped" if part.abandoned else "ok"
-                return RankOutput(rank, status, tuple(part.batches), error)
-            outputs = (*part.batches, *part.reply.outputs)
+                return RankOutput(rank, status, (*part.batches, *self._lost(part)), error)
+            outputs = (*part.batches, *self._lost(part), *part.reply.outputs)
             return RankOutput(rank, part.reply.status, outputs, part.reply.error)
+
+    def _lost(self, part: _RankRun) -> Iterator[Output]:
+        """Yield what a dead rank wrote and could not send; a batch may come after the death."""
+        seen = "".join(output.text for output in part.batches if isinstance(output, Text))
+        if text := lost_text(part.log_tail, self.request.label, seen):
+            yield Text("stdout", text)
 
     @property
     def seconds(self) -> dict[int, float]:

@@ -23,6 +23,7 @@ from nbdist.wire import (
     Output,
     Progress,
     Text,
+    log_heading,
     output_to_json,
 )
 
@@ -125,6 +126,16 @@ def test_a_death_ends_it_there() -> None:
     assert texts(run.outputs[1].outputs) == "before\n"
     with pytest.raises(CellFailed, match="rank 1"):
         run.raise_failure()
+
+
+def test_what_comes_after_the_death_is_not_told_twice() -> None:
+    run = sent_to(0)
+
+    run.note_death(0, "exited with code 3", f"{log_heading(run.request.label)}early\nlate\n")
+    assert texts(run.outputs[0].outputs) == "early\nlate\n"
+    run.hear(batch(0, "early\n"))
+
+    assert texts(run.outputs[0].outputs) == "early\nlate\n"
 
 
 def test_a_death_after_the_end_changes_nothing() -> None:
