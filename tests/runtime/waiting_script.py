@@ -29,12 +29,13 @@ def is_stopped(pid: int) -> bool:
 
 def make_kinds(rank: int) -> dict[str, Callable[[], Any]]:
     world: Any = dist.group.WORLD
-    big = torch.ones(BIG)
+    big, message_data = torch.ones(BIG), torch.ones(4 * BIG)  # a message needs no reduction
     ddp = DistributedDataParallel(nn.Linear(4000, 4000), bucket_cap_mb=200)
     x = torch.ones(1, 4000)
 
     def message(to: int) -> Any:
-        return dist.send(big, 1 - rank) if rank != to else dist.recv(big, 1 - rank)
+        peer = 1 - rank
+        return dist.send(message_data, peer) if rank != to else dist.recv(message_data, peer)
 
     return {
         "all_reduce": lambda: dist.all_reduce(big),
@@ -44,7 +45,9 @@ def make_kinds(rank: int) -> dict[str, Callable[[], Any]]:
         "send": lambda: message(1),
         "recv": lambda: message(0),
         "isend": lambda: (
-            dist.isend(big, 1).wait() if rank == 0 else dist.irecv(big, 0).wait()  # type: ignore[union-attr]
+            dist.isend(message_data, 1).wait()  # type: ignore[union-attr]
+            if rank == 0
+            else dist.irecv(message_data, 0).wait()  # type: ignore[union-attr]
         ),
     }
 
