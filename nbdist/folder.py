@@ -5,6 +5,7 @@
         processes.jsonl             one line per process at its birth: role, pid, start time
         agent.json                  what the agent is to do
         agent.sock                  the agent's Unix socket
+        channels/                   ipyparallel's Unix sockets
         logs/                       agent.log, controller.log, rank0.log, ...
         cells/rank0/1.jsonl         what a rank put out in its last cells, see `nbdist.rank.journal`
         security/                   ipyparallel's connection files (keys), 0600
@@ -71,6 +72,7 @@ class SessionFolder:
         self.security = path / "security"
         self.agent_spec = path / "agent.json"
         self.agent_socket = path / "agent.sock"
+        self.channels = path / "channels" / "c"  # and a number: c:1, c:2, ...
 
     def __repr__(self) -> str:
         return f"<SessionFolder {self.path}>"
@@ -84,7 +86,13 @@ class SessionFolder:
                 f"The path of the session's socket, {folder.agent_socket}, is too long for Linux.\n"
                 "Set NBDIST_RUNTIME_DIR to a folder with a shorter path."
             )
-        for path in (folder.path, folder.logs, folder.cells, folder.security):
+        for path in (
+            folder.path,
+            folder.logs,
+            folder.cells,
+            folder.security,
+            folder.channels.parent,
+        ):
             path.mkdir(mode=0o700)
         return folder
 

@@ -3,17 +3,36 @@
 The stock hub reads a copy of every message that passes, to keep books nobody asks for here: half of
 the controller's work in a short cell. This one subscribes to the heart beats alone.
 
-Read in ipyparallel 9.2: `IPController.init_hub` makes ``self.hub`` with a ``monitor`` stream.
+Its channels are Unix sockets in the session's private folder, which no other user can reach.
+
+Read in ipyparallel 9.2: `IPController.init_hub` makes ``self.hub`` with a ``monitor`` stream; the
+controller spells the address of a Unix socket ``ipc://x-PORT``, client and engine ``ipc://x:PORT``.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import zmq
 from ipyparallel.controller.app import IPController
 
 
 class Controller(IPController):  # type: ignore[misc]
-    """A controller whose hub hears of engines, not of what they do."""
+    """A controller on Unix sockets, whose hub hears of engines, not of what they do."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings)
+        self._numbers = itertools.count(1)
+
+    def next_port(self, pool_name: str = "common") -> int:  # noqa: ARG002 - ipyparallel's signature
+        """Return the number of the next channel: a part of its socket's name, and no port."""
+        return next(self._numbers)
+
+    def construct_url(self, kind: str, channel: str, index: object = None) -> str:
+        """Return the address of a channel as client and engine spell it."""
+        url: str = super().construct_url(kind, channel, index)
+        interface, _, number = url.rpartition("-")
+        return f"{interface}:{number}"
 
     def init_hub(self) -> None:
         """Make the hub, and take it off the queues' traffic."""

@@ -22,6 +22,7 @@ from nbdist.processes import MARK
 # since an engine counts as registered from its first beat on. A rank's death is seen by the agent;
 # the hub must never strike a rank off for being slow.
 CONTROLLER_ARGS = [
+    "--IPController.transport=ipc",
     "--IPController.use_threads=True",
     "--HeartMonitor.period=100",
     "--HeartMonitor.max_heartmonitor_misses=1000000000",
@@ -67,7 +68,7 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
         cluster_id="",
         cluster_file="",
         engines=AgentLauncher,
-        controller_ip="127.0.0.1",
+        controller_ip=str(folder.channels),
         controller_location="127.0.0.1",  # the host's name need not resolve
         controller_args=CONTROLLER_ARGS,
         send_engines_connection_env=False,  # the agent imports torch while the controller starts
