@@ -4,6 +4,8 @@ The stock hub reads a copy of every message that passes, to keep books nobody as
 the controller's work in a short cell. This one subscribes to the heart beats alone.
 
 Its channels are Unix sockets in the session's private folder, which no other user can reach.
+Another controller that is started there takes over: it binds the same sockets, to which client and
+engines connect again by themselves, and reads which engines there are.
 
 Read in ipyparallel 9.2: `IPController.init_hub` makes ``self.hub`` with a ``monitor`` stream; the
 controller spells the address of a Unix socket ``ipc://x-PORT``, client and engine ``ipc://x:PORT``.
@@ -12,6 +14,7 @@ controller spells the address of a Unix socket ``ipc://x-PORT``, client and engi
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import zmq
 from ipyparallel.controller.app import IPController
@@ -26,7 +29,8 @@ class Controller(IPController):  # type: ignore[misc]
 
     def next_port(self, pool_name: str = "common") -> int:  # noqa: ARG002 - ipyparallel's signature
         """Return the number of the next channel: a part of its socket's name, and no port."""
-        return next(self._numbers)
+        # Not those of a controller before this one, whose addresses are known to client and ranks.
+        return next(n for n in self._numbers if not Path(f"{self.engine_ip}:{n}").exists())
 
     def construct_url(self, kind: str, channel: str, index: object = None) -> str:
         """Return the address of a channel as client and engine spell it."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -23,12 +24,18 @@ from nbdist.processes import MARK
 # the hub must never strike a rank off for being slow.
 CONTROLLER_ARGS = [
     "--IPController.transport=ipc",
+    "--IPController.reuse_files=True",  # if there are any: it takes another one's place
+    "--IPController.restore_engines=True",
     "--IPController.use_threads=True",
     "--HeartMonitor.period=100",
     "--HeartMonitor.max_heartmonitor_misses=1000000000",
     "--TaskScheduler.scheme_name=pure",
     "--log-level=WARN",
 ]
+
+
+RELAYS = ("mux", "control", "iopub")  # of the controller's, those that nbdist uses
+CONNECTED = "03"  # in /proc/net/unix; a listening socket has 01
 
 
 class AgentLauncher(LocalProcessLauncher, EngineLauncher):  # type: ignore[misc]
@@ -79,6 +86,18 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
 def connection_file(folder: SessionFolder, side: str) -> Path:
     """Return the path of the connection file of *side*, ``client`` or ``engine``."""
     return folder.security / f"ipcontroller-{side}.json"
+
+
+def num_connected(folder: SessionFolder) -> int:
+    """Return how many far ends every relay has: those of the ranks, and of who watches them.
+
+    A message to a rank that is not connected is lost without a word.
+    """
+    engines = json.loads(connection_file(folder, "engine").read_text(encoding="utf-8"))
+    interface = engines["interface"].removeprefix("ipc://")
+    rows = [row.split() for row in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()]
+    paths = [row[7] for row in rows if len(row) == 8 and row[5] == CONNECTED]
+    return min(paths.count(f"{interface}:{engines[name]}") for name in RELAYS)
 
 
 def kernel_of_this_process() -> dict[str, Any]:

@@ -6,8 +6,10 @@ start ──▶ agent (imports torch, forks ranks) ─┐
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,13 +30,19 @@ from nbdist.launchers.devices import (
     plan_devices,
 )
 from nbdist.launchers.host import available_cores
-from nbdist.launchers.launcher import connection_file, kernel_of_this_process, make_cluster
+from nbdist.launchers.launcher import (
+    connection_file,
+    kernel_of_this_process,
+    make_cluster,
+    num_connected,
+)
 from nbdist.processes import ProcessId, exit_words
 from nbdist.wire import AgentSpec, to_json
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5.0
 ATTACH_TIMEOUT_S = 10.0
+RECONNECT_S = 10.0
 TAIL_LINES = 15
 
 # Keys that sessions do not use yet, and what their users can do instead.
@@ -73,7 +81,9 @@ class Processes:
         failure: What the agent could not do or keep alive, if there is anything.
         has_imported: The agent has imported torch.
         is_agent_lost: The agent is gone, and with it the session.
-        is_controller_lost: The controller is gone: the ranks cannot be reached.
+        is_controller_lost: The controller is gone: the ranks cannot be reached until another one is
+            there.
+        blockage: Why nothing passes although the controller lives; ``None`` while messages pass.
         turn: How many kernels had the session before this one; ``None`` until this one has it.
         left_at: When the one before it went, in seconds since the epoch.
         changed: Notified whenever one of these changes.
@@ -95,6 +105,7 @@ class Processes:
     has_imported: bool = False
     is_agent_lost: bool = False
     is_controller_lost: bool = False
+    blockage: str | None = None
     turn: int | None = None
     left_at: float = 0.0
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -137,6 +148,8 @@ class Processes:
             elif kind == "refused":
                 self._owner = event
             elif kind == "controller lost":
+                if self.controller is not None and event["pid"] != self.controller.pid:
+                    return  # its place has been taken
                 self.is_controller_lost = True
             elif kind in ("lost", "stopped"):
                 self.is_agent_lost = True
@@ -146,8 +159,14 @@ class Processes:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the ranks cannot be used any more: the agent or the controller is gone."""
+        """Whether the ranks cannot be reached: the agent or the controller is gone."""
         return self.is_agent_lost or self.is_controller_lost
+
+    def note_blockage(self, blockage: str | None) -> None:
+        """Take why nothing passes through the controller; ``None`` when messages pass."""
+        with self.changed:
+            self.blockage = blockage
+            self.changed.notify_all()
 
     def ending_of(self, rank: int) -> str:
         """Say how *rank*, which is gone, has ended: ``was killed by SIGKILL``."""
@@ -315,11 +334,53 @@ def _launch(session: Processes, config: Config) -> None:
     log = str(folder.logs / "agent.log")
     # The agent first: nothing takes as long as its import of torch.
     session.cluster.start_engines_sync(n=plan.nproc, output_file=log)
+    _start_controller(session)
+
+
+def replace_controller(session: Processes, num_watching: int) -> None:
+    """Put another controller in the place of one that is gone, or passes nothing on.
+
+    Client and ranks find it by themselves; returns when they have, but for ranks that are stopped.
+    What was under way is lost.
+
+    Args:
+        session: Its processes.
+        num_watching: How many others are connected as if they were ranks.
+
+    Raises:
+        LaunchError: It could not be started.
+    """
+    if session.controller is not None:
+        _end_controller(session.controller, session.folder.session_id)
+    with session.changed:  # the agent tells, and who waits for an answer is told
+        session.changed.wait_for(lambda: session.is_controller_lost, STOP_TIMEOUT_S)
+    session.cluster = make_cluster(session.folder, {})
+    _start_controller(session)
+    wanted = session.plan.nproc - len(session.exits) + num_watching
+    deadline = time.monotonic() + RECONNECT_S
+    while num_connected(session.folder) < wanted and time.monotonic() < deadline:
+        if session.controller is None or not session.controller.is_alive:
+            raise LaunchError(_controller_failed(session.folder))
+        time.sleep(0.01)
+    session.is_controller_lost = False
+    session.note_blockage(None)
+
+
+def _end_controller(controller: ProcessId, mark: str) -> None:
+    """End what is left of the controller: its heart monitor is a fork that holds its sockets."""
+    for pid in {*processes.group_members(controller.pid, mark), controller.pid}:
+        with contextlib.suppress(ProcessLookupError):
+            if pid != controller.pid or controller.is_alive:
+                os.kill(pid, signal.SIGKILL)
+
+
+def _start_controller(session: Processes) -> None:
     session.cluster.start_controller_sync()
     try:
-        session.controller = folder.record_birth("controller", session.cluster.controller.pid)
+        pid = session.cluster.controller.pid
+        session.controller = session.folder.record_birth("controller", pid)
     except ProcessLookupError:
-        raise LaunchError(_controller_failed(folder)) from None
+        raise LaunchError(_controller_failed(session.folder)) from None
 
 
 def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) -> None:

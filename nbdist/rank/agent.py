@@ -98,7 +98,6 @@ class Agent:
         self._num_attached = 0
         self._left_at = 0.0  # when the last kernel went, in seconds since the epoch
         self._controller: processes.ProcessId | None = None
-        self._is_controller_lost = False
         self._store: StoreKeeper | None = None
         self._table: Any = None  # the guard's, once torch is imported
         self.is_ending = False
@@ -208,6 +207,11 @@ class Agent:
         """Whether no kernel has had the session yet."""
         return self.owner is None and self.lease_ends is None
 
+    @property
+    def _is_controller_lost(self) -> bool:
+        """Whether its end was told, and no other has taken its place."""
+        return any(event["event"] == "controller lost" for event in self._history)
+
     def _attach(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
         """Give the session to the kernel at *connection*, unless another one has it."""
         if self.owner is not None and not self.owner.is_alive:
@@ -232,7 +236,7 @@ class Agent:
         """Wait for another kernel; the ranks go on."""
         self.owner, self._left_at = None, time.time()
         lease_s = self.spec.config["lease_s"]
-        if not lease_s or self._is_controller_lost:
+        if not lease_s:
             return self.end("the kernel is gone")
         self.lease_ends = time.monotonic() + lease_s
         lease_until = self._left_at + lease_s
@@ -253,13 +257,14 @@ class Agent:
 
     def _look_at_controller(self) -> None:
         """Tell the kernel when the controller is gone: nothing else reaches the ranks."""
-        if self._controller is None:
-            self._controller = self.folder.process("controller")
-        elif not self._is_controller_lost and not self._controller.is_alive:
-            self._is_controller_lost = True
-            self._push({"event": "controller lost"})
-            if self.lease_ends is not None:
-                self.end("no kernel can reach the ranks any more")
+        if self._controller is not None and self._controller.is_alive:
+            return
+        latest = self.folder.process("controller")
+        if latest != self._controller:  # the first one, or one that has taken its place
+            self._controller = latest
+            self._history = [e for e in self._history if e["event"] != "controller lost"]
+        elif latest is not None and not self._is_controller_lost:
+            self._push({"event": "controller lost", "pid": latest.pid})
 
     def _obey(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
         command = message.get("command")

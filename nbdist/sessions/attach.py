@@ -25,7 +25,7 @@ from nbdist.errors import LaunchError, SessionError
 from nbdist.folder import SessionFolder, runtime_root
 from nbdist.launchers.devices import DevicePlan
 from nbdist.launchers.launcher import connection_file
-from nbdist.launchers.start import Processes
+from nbdist.launchers.start import Processes, replace_controller
 from nbdist.sessions import transport
 from nbdist.sessions.journals import Entry, KeptCell, Tail, last_number, order_of
 from nbdist.sessions.leases import choose
@@ -63,6 +63,8 @@ def attach(session_id: str | None = None) -> Session:
     try:
         processes.link.connect(is_agent_alive=lambda: agent.is_alive, timeout_s=CONNECT_TIMEOUT_S)
         processes.attach()
+        if processes.is_controller_lost:
+            replace_controller(processes, num_watching=0)
         client = transport.connect(connection_file(folder, "client"))
         living = set(range(processes.plan.nproc)) - set(processes.exits)
         try:
@@ -90,7 +92,8 @@ def read(folder: SessionFolder) -> tuple[Processes, Any]:
         backend=spec["backend"],
         threads=spec["threads"],
     )
-    return Processes(folder, plan), from_dict(spec["config"])
+    processes = Processes(folder, plan, controller=folder.process("controller"))
+    return processes, from_dict(spec["config"])
 
 
 def _trouble(processes: Processes) -> str | None:

@@ -202,12 +202,15 @@ class Exchange:
     def _is_over(self, transfer: _Transfer) -> bool:
         silent = transfer.silent_ranks
         is_dead = any(rank in self._processes.exits for rank in silent)
-        return not silent or is_dead or self._processes.is_lost
+        is_out_of_reach = self._processes.is_lost or self._processes.blockage is not None
+        return not silent or is_dead or is_out_of_reach
 
     def _problem_of(self, transfer: _Transfer) -> str | None:
         for rank in transfer.silent_ranks:
             if self._processes.is_controller_lost:
                 return CONTROLLER_LOST
+            if self._processes.blockage and rank not in self._processes.exits:
+                return self._processes.blockage
             return f"rank {rank} {self._processes.ending_of(rank)}."
         failures = transfer.failures
         if not failures:

@@ -92,8 +92,11 @@ class Monitor:
             running = [run for ref in self._runs if (run := ref()) is not None and not run.done]
             self._runs = list(map(weakref.ref, running))
         due = [run for run in running if run.age_s > YOUNG_S]
-        if not due:
+        blockage = self._processes.blockage
+        if not due or blockage:
             self._memory.clear()
+            for run in due:
+                run.note_hang(blockage)
             return
         try:
             self._look(due)

@@ -155,8 +155,13 @@ class Recovery:
                 if dead := sorted(silent & set(self._processes.exits)):
                     self._is_due = True
                     raise SessionError(_died_meanwhile(dead))
-                if self._processes.is_lost:
-                    raise SessionError("The session has ended while its ranks were to agree.")
+                if self._processes.is_lost or self._processes.blockage:
+                    self._is_due = True
+                    raise SessionError(
+                        self._processes.blockage
+                        or "The ranks went out of reach while they were to agree to go on.\n"
+                        "`%dist status` says why."
+                    )
                 if time.monotonic() > deadline:
                     raise SessionError(self._missing_text(settling, timeout_s))
                 self._changed.wait(0.1)

@@ -20,6 +20,7 @@ from nbdist.errors import SessionError
 from nbdist.launchers import start as launching
 from nbdist.launchers.launcher import connection_file
 from nbdist.sessions import transport
+from nbdist.sessions.channels import Channels
 from nbdist.sessions.exchange import Exchange
 from nbdist.sessions.journals import Journals
 from nbdist.sessions.monitor import Monitor
@@ -42,6 +43,8 @@ INTERRUPT_AGAIN_S = 0.5
 STOPPING_S = 1.0  # how long the next cell waits for one that was told to stop
 FREED_S = 2.0  # how long a death may take to free those who wait for the dead rank
 SNAPSHOT_S = 1.0
+FIRST_ANSWER_S = 0.3
+ANSWER_ALL_S = 5.0  # how long ranks may take to answer over another controller
 NUMBERS_OF_A_KERNEL = 10**6  # of agreements; the next kernel of the session begins beyond
 
 RankSpec = str | int | Sequence[int] | None
@@ -69,6 +72,7 @@ class Session:
         if self._turn:
             self._recovery.note_failure()  # whether the last cell has failed, nobody here knows
         self._incomplete: set[int] = set()  # fresh ranks that nothing was copied to yet
+        self._silent_since_loss: set[int] = set()  # nobody knows which of their replies got lost
         self.restored: tuple[Run, ...] = ()  # cells that ran when another kernel lost the session
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -82,6 +86,8 @@ class Session:
         processes.on_exit = self._on_exit
         self._monitor = Monitor(processes, client, config.hang.after_s)
         self._monitor.start()
+        self._channels = Channels(processes)
+        self._channels.start()
 
     def __repr__(self) -> str:
         if self._is_stopped:
@@ -118,8 +124,8 @@ class Session:
         if self._processes.is_agent_lost:
             return "the agent is gone, and the ranks with it"
         if self._processes.is_controller_lost:
-            return "the controller is gone, and nothing else reaches the ranks"
-        return self._processes.failure
+            return "the controller is gone; the next cell puts another in its place"
+        return self._processes.blockage or self._processes.failure or self._client.trouble
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -148,8 +154,8 @@ class Session:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the session can run cells: not stopped, its agent and its controller there."""
-        return not self._is_stopped and not self._processes.is_lost
+        """Whether the session can run cells: not stopped, and its agent is there."""
+        return not self._is_stopped and not self._processes.is_agent_lost
 
     @property
     def journals(self) -> Journals:
@@ -304,7 +310,31 @@ class Session:
                 "`%dist stop` clears up; `%dist start` starts anew."
             )
         if self._processes.is_controller_lost:
-            raise SessionError(CONTROLLER_LOST)
+            self._replace_controller()
+        if self._silent_since_loss:
+            self._ask_silent()
+
+    def _replace_controller(self) -> None:
+        """Put another controller in the place of one that is gone; return when ranks answer."""
+        with self._lock:
+            launching.replace_controller(self._processes, num_watching=1)
+            self._recovery.note_failure()
+            self._silent_since_loss = set(self.living_ranks)
+            _wait_a_moment(self._ask_silent, ANSWER_ALL_S)  # all, but for those in a C call
+        if not self._ask_silent() and self._silent_since_loss == set(self.living_ranks):
+            raise SessionError(
+                f"The ranks do not answer over the new controller after {ANSWER_ALL_S:.0f} s.\n"
+                "`%dist status` says what they do; `%dist recover` tries again."
+            )
+
+    def _ask_silent(self) -> bool:
+        """Ask ranks whose replies may have been lost what they run; return whether all answer."""
+        asked = set(self._silent_since_loss)
+        found = snapshots(self._client, asked, FIRST_ANSWER_S)
+        for rank, snapshot in found.items():
+            self._unanswered.answered_but(rank, snapshot.cell_id)
+        self._silent_since_loss &= set(self.busy_ranks)  # a reply of these may yet get lost
+        return asked == found.keys()
 
     def warn_uneven(self, run: Run) -> None:
         """Add a note to *run* where some rank has called fewer collectives than the others.
@@ -350,6 +380,8 @@ class Session:
 
     def no_answer(self, why: str) -> CellError:
         """Return the error of a rank that did not stop when told to."""
+        if blockage := self._processes.blockage:
+            return CellError(ename="NoAnswer", evalue=f"{why}, but {blockage}")
         return CellError(
             ename="NoAnswer",
             evalue=(
@@ -380,6 +412,8 @@ class Session:
         Raises:
             SessionError: All ranks are dead, one is busy, or a fresh one does not come up.
         """
+        if self._processes.blockage:
+            self._replace_controller()
         self._check_alive()
         dead, living = self.dead_ranks, self.living_ranks
         if not living:
@@ -537,6 +571,7 @@ class Session:
             for rank in run.running_ranks:
                 run.note_death(rank, "was stopped with its session")
         self._monitor.close()
+        self._channels.close()
         self._processes.stop()
         self._client.close(linger=0)
 

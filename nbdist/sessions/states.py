@@ -63,6 +63,8 @@ def _state(
         return RankState(rank, pid, f"dead: {processes.ending_of(rank)}")
     if not client.has_joined(rank):
         return RankState(rank, pid, "joining the others", _resident_bytes(pid))
+    if snapshot is None and processes.blockage:
+        return RankState(rank, pid, "out of reach", _resident_bytes(pid))
     if snapshot is None:
         return RankState(rank, pid, f"no answer: {_why_silent(pid)}", _resident_bytes(pid))
     state = "idle"

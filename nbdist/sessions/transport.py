@@ -7,7 +7,10 @@ batches on iopub. Replies and batches are handed on in the client's IO thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
+import secrets
 import threading
 import time
 import warnings
@@ -17,16 +20,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import zmq
 from ipyparallel import Client
 
 from nbdist import packing, wire
 from nbdist.errors import LaunchError, SessionError
 
+logger = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S = 60.0
+PROBE = b"nbdist-probe-"  # begins what is no message of a rank, see `nbdist.sessions.channels`
 
 CONTROLLER_LOST = (
-    "The controller of this session (an ipyparallel process) is gone: nothing reaches the ranks.\n"
-    "What they run goes on until `%dist stop`, which clears up; then `%dist start` starts anew."
+    "The controller of this session (an ipyparallel process) is gone, and with it what the ranks "
+    "sent last.\n"
+    "They go on, and keep all they have; `%dist log` shows what they put out meanwhile.\n"
+    "The next cell puts another controller in its place; `%dist recover` does so at once."
 )
 
 
@@ -50,9 +59,14 @@ class Message:
 
 
 class RankClient(Client):  # type: ignore[misc]
-    """An ipyparallel client that knows nbdist's messages and keeps out of the user's shell."""
+    """An ipyparallel client that knows nbdist's messages and keeps out of the user's shell.
+
+    Attributes:
+        trouble: Why a message could not be taken, if that has ever been so.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.trouble: str | None = None
         self._listeners: dict[str, Callable[[Message], None]] = {}
         self._registered = threading.Condition()
         super().__init__(*args, **kwargs)
@@ -66,6 +80,25 @@ class RankClient(Client):  # type: ignore[misc]
 
     def _stop_scheduling_tasks(self) -> None:
         """Say nothing when ids come out of order: no tasks are scheduled here."""
+
+    def _setup_streams(self) -> None:
+        """Let no message, whatever is in it, end in a traceback beside the notebook."""
+        super()._setup_streams()
+        for stream, take in (
+            (self._query_stream, self._dispatch_single_reply),
+            (self._control_stream, self._dispatch_single_reply),
+            (self._mux_stream, self._dispatch_reply),
+            (self._iopub_stream, self._dispatch_iopub),
+            (self._notification_stream, self._dispatch_notification),
+        ):
+            stream.on_recv(functools.partial(self._take, take), copy=False)
+
+    def _take(self, take: Callable[[Any], None], msg: Any) -> None:
+        try:
+            take(msg)
+        except Exception as exc:  # the edge of a thread: the next message is as important
+            logger.info("a message cannot be taken", exc_info=True)
+            self.trouble = f"a message could not be taken: {type(exc).__name__}: {exc}"
 
     def _note_registration(self, _event: Any) -> None:
         with self._registered:
@@ -208,6 +241,8 @@ class RankClient(Client):  # type: ignore[misc]
 
     def _dispatch_iopub(self, msg: Any) -> None:
         """Take our own messages here; ipyparallel's way keeps state for every message."""
+        if msg[0].bytes.startswith(PROBE):
+            return
         _, parts = self.session.feed_identities(msg, copy=False)
         parent = self.session.unpack(parts[2].bytes)
         if parent.get("msg_id") in self._listeners:
@@ -228,9 +263,20 @@ def connect(path: Path) -> RankClient:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about host names, which a loopback session does not use
         try:
-            return RankClient(str(path), profile_dir=str(path.parent.parent))
+            return RankClient(str(path), profile_dir=str(path.parent.parent), context=_context())
         except (OSError, TimeoutError) as exc:
             raise LaunchError(f"The controller cannot be reached: {exc}") from exc
+
+
+def _context() -> zmq.Context[Any]:
+    """Return the process's context; sockets made through it have a name.
+
+    By that another controller knows them again: without it a reply to what was asked before the
+    controller was replaced would find nobody.
+    """
+    context: zmq.Context[Any] = zmq.Context(shadow=zmq.Context.instance())
+    context.setsockopt(zmq.IDENTITY, b"notebook-" + secrets.token_hex(8).encode())
+    return context
 
 
 def _is_complete(path: Path) -> bool:

@@ -33,6 +33,10 @@ class Unanswered:
         """Note that *ranks* will answer nothing that was asked of them so far."""
         self._strike(set(ranks), list(self._silent))
 
+    def answered_but(self, rank: int, request_id: str | None) -> None:
+        """Note that *rank* is busy with this request at most: what else it said got lost."""
+        self._strike({rank}, [other for other in list(self._silent) if other != request_id])
+
     def forget(self, request_id: str) -> None:
         """Expect no answer to the request: it was never sent."""
         with self._lock:

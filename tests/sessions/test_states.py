@@ -11,7 +11,7 @@ import pytest
 
 from nbdist.sessions.states import rank_states
 from nbdist.wire import SNAPSHOT_REQUEST, Snapshot
-from tests.sessions.fakes import FakeClient, FakeProcesses, fake_processes
+from tests.sessions.fakes import NO_PID, FakeClient, FakeProcesses, fake_processes
 from tests.waiting import wait_until
 
 IDLE = asdict(Snapshot(rank=0, pid=1))
@@ -58,7 +58,7 @@ def test_dead_joining_and_silent_ranks_are_told_apart(
 def test_without_a_controller_the_ranks_are_out_of_reach_and_not_asked(
     client: FakeClient, processes: FakeProcesses
 ) -> None:
-    processes.agent.hear({"event": "controller lost"})
+    processes.agent.hear({"event": "controller lost", "pid": NO_PID})
     client.plays[SNAPSHOT_REQUEST] = lambda *_: pytest.fail("was asked")
 
     assert told(client, processes) == ["out of reach"] * 3
