@@ -12,7 +12,7 @@ import termios
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -31,18 +31,30 @@ class RankProcess:
 
     Attributes:
         identity: Its process; the process group has the same number.
+        minder: Pid of its parent; ends when all that came from the rank is gone.
+        report: Read end of the pipe in which the minder tells the rank's exit code.
         output: Read end of the pipe that is its fd 1 and 2. The rank reads it too; the agent only
             steps in when the rank does not (held up in a C call, or dead).
         channel: Socket to the rank. Its end tells the rank that the agent is gone.
         pending: Bytes of a line that has not ended yet.
         is_filling: The pipe was more than half full at the last look.
+        code: How it ended, as far as that was heard.
     """
 
     identity: ProcessId
+    minder: int
+    report: BinaryIO
     output: int
     channel: socket.socket
     pending: bytearray = field(default_factory=bytearray)
     is_filling: bool = False
+    code: int | None = None
+
+    def hear_end(self) -> int | None:
+        """Return the rank's exit code, once its minder has told it or is gone."""
+        if self.code is None and (line := self.report.readline()):
+            self.code = int(line)
+        return self.code
 
     @property
     def is_stopped(self) -> bool:
@@ -70,6 +82,7 @@ class RankProcess:
         """Close this process's ends of pipe and socket."""
         os.close(self.output)
         self.channel.close()
+        self.report.close()
 
 
 @dataclass(frozen=True)
@@ -132,15 +145,6 @@ def make_pipe() -> tuple[int, int]:
         logger.info("the pipe keeps its default size")  # beyond the user's limit of pipe pages
     os.set_blocking(output, False)
     return output, output_end
-
-
-def exit_code(pid: int) -> int | None:
-    """Return how child *pid* ended (minus the signal, where one killed it), or ``None``."""
-    try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
