@@ -39,6 +39,7 @@ from typing import Any, NoReturn
 
 from nbdist import processes
 from nbdist.folder import SessionFolder
+from nbdist.packing import ValueFolder
 from nbdist.processes import exit_words
 from nbdist.rank import minder
 from nbdist.rank.children import (
@@ -101,6 +102,7 @@ class Agent:
         self._is_controller_lost = False
         self._store: StoreKeeper | None = None
         self._table: Any = None  # the guard's, once torch is imported
+        self._values = ValueFolder(folder.shared_memory(), folder.path)
         self.is_ending = False
         self._history: list[dict[str, Any]] = []
         self._selector = selectors.DefaultSelector()
@@ -498,6 +500,7 @@ class Agent:
         if not is_told:
             self._free_peers(rank, code)
         self._drain(rank, process)
+        self._values.discard_drafts(process.identity.pid)
         for end in (process.channel, process.report):
             if end.fileno() in self._selector.get_map():
                 self._selector.unregister(end)
