@@ -18,11 +18,12 @@ import psutil
 
 from nbdist.folder import SessionFolder
 from nbdist.processes import ProcessId
+from nbdist.wire import end_of_log
 
 logger = logging.getLogger(__name__)
 
 PIPE_BYTES = 2**20
-TAIL_BYTES = 8000
+TAIL_BYTES = 2**20  # far enough to find where a cell began
 
 
 @dataclass
@@ -156,10 +157,10 @@ def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
 
 
 def tail(path: Path) -> str:
-    """Return the end of the file at *path*; empty where there is none."""
+    """Return the end of the log at *path*; empty where there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace")
+            return end_of_log(file.read().decode(errors="replace"))
     except FileNotFoundError:
         return ""
