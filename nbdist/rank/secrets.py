@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nbdist.config import from_dict, secret_texts
+from nbdist.hiding import MASK
 
-MASK = "***"
 MIN_LENGTH = 6
 
 
