@@ -58,7 +58,8 @@ class ProcessId:
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` from the state (field 3) on."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name of a program, in front of the bracket, may be any bytes.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split() or None
     except (FileNotFoundError, ProcessLookupError):
         return None
 

@@ -80,8 +80,8 @@ def test_a_zombie_is_not_alive(start: Start) -> None:
     assert Path(f"/proc/{process.pid}").exists()
 
 
-def test_a_name_with_spaces_and_brackets_is_read_right(tmp_path: Path, start: Start) -> None:
-    odd = tmp_path / ") R 1 (x"
+def test_a_name_of_any_bytes_is_read_right(tmp_path: Path, start: Start) -> None:
+    odd = tmp_path / os.fsdecode(b") R 1 (x\xff")
     odd.write_bytes(Path("/bin/sleep").read_bytes())
     odd.chmod(0o755)
 

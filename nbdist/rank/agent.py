@@ -461,7 +461,7 @@ class Agent:
             self._table.cancel(reason, rank, of=rank, kind="died")
 
     def _end_orphans(self) -> None:
-        """End what a killed minder has left: no other child of the agent is unknown to it."""
+        """End what a minder has left, killed itself: no other child is unknown to the agent."""
         known = {process.minder for process in self.ranks.values()}
         if self._store is not None:
             known.add(self._store.pid)
@@ -494,13 +494,13 @@ class Agent:
         process = self.ranks.pop(rank)
         is_told = process.code is not None
         code = process.hear_end()
-        if code is None:  # the minder itself was killed: it leaves the rank to the agent
-            self._end_orphans()
+        self._do(self._end_orphans)  # whatever goes wrong in clearing up: the death is told
+        if code is None:  # the minder was killed, and the rank ended as its orphan
             code = -signal.SIGKILL
         if not is_told:
             self._free_peers(rank, code)
-        self._drain(rank, process)
-        self._values.discard_drafts(process.identity.pid)
+        self._do(self._drain, rank, process)
+        self._do(self._values.discard_drafts, process.identity.pid)
         for end in (process.channel, process.report):
             if end.fileno() in self._selector.get_map():
                 self._selector.unregister(end)
