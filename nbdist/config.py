@@ -29,6 +29,7 @@ from omegaconf.errors import (
 )
 
 from nbdist.errors import ConfigError, did_you_mean
+from nbdist.hiding import MASK, hide_assigned, hide_passwords, is_secret_name
 
 # The schema ----------------------------------------------------------------------------------
 
@@ -136,7 +137,7 @@ class Config:
 
 
 _FREE = ("params", "env", "mesh")
-_MASK = "***"
+_SAID = (True, False, "")  # with a secret's name, these say whether there is one
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -229,7 +230,7 @@ def _wrong_values(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the full key and the problem of each value of right type that is wrong."""
     flat = {**values, **{f"hang.{name}": value for name, value in values["hang"].items()}}
     for key, hint in _known_types().items():
-        but = "" if _is_secret(key, values["masked"]) else f", not {json.dumps(flat[key])}"
+        but = "" if _is_secret(key, values["masked"]) else f", not {_shown_value(flat[key])}"
         choices = get_args(hint) if get_origin(hint) is Literal else ()
         if choices and flat[key] not in choices:
             yield key, f"must be {_type_words(hint)}{but}"
@@ -255,6 +256,10 @@ def _not_json(value: Any, key: str) -> Iterator[tuple[str, str]]:
 def _is_secret(key: str, masked: Iterable[str]) -> bool:
     """Say whether an error must not show the value of the full *key*."""
     return key in _FREE or any(f"{name}.".startswith(f"{key}.") for name in masked)
+
+
+def _shown_value(value: Any) -> str:
+    return hide_assigned(json.dumps(value, default=repr))
 
 
 def _type_words(hint: Any) -> str:
@@ -347,7 +352,8 @@ def _read(path: Path, *, origin: str) -> _Layer:
             raise ConfigError(f"{origin} is not a mapping. It must hold lines such as `seed: 7`.")
         data = _plain(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{origin} is no valid YAML: {exc}") from exc
+        # Not chained: PyYAML shows the lines around the place.
+        raise ConfigError(f"{origin} is no valid YAML: {hide_assigned(str(exc))}") from None
     except RecursionError as exc:
         raise ConfigError(f"{origin} contains itself, or is nested too deeply.") from exc
     except OmegaConfBaseException as exc:
@@ -378,31 +384,31 @@ def _override_layers(overrides: Iterable[str] | Mapping[str, Any]) -> Iterator[_
             yield _Layer(f"override {key}", _nest(key, value))
         return
     for override in overrides:
-        yield _Layer(f"override {override!r}", _parse_override(override))
+        yield _Layer(f"override {hide_assigned(override)!r}", _parse_override(override))
 
 
 def _parse_override(override: str) -> dict[str, Any]:
     """Turn ``params.lr=3e-4`` into ``{"params": {"lr": 3e-4}}``."""
     key, equals, value = override.partition("=")
-    key = key.strip()
+    key, shown = key.strip(), hide_assigned(override)
     if not equals:
-        raise ConfigError(f"The override {override!r} has no value. Write key=value: seed=7.")
+        raise ConfigError(f"The override {shown!r} has no value. Write key=value: seed=7.")
     if key.startswith("env.") and not value.strip().startswith(("'", '"')):
         return {"env": {key.removeprefix("env."): value}}
     if "[" in key or not all(part.strip() for part in key.split(".")):
         raise ConfigError(
-            f"The override {override!r} has the key {key!r}, which cannot be read.\n"
+            f"The override {shown!r} has the key {key!r}, which cannot be read.\n"
             "Write names with dots, and a list as a whole: params.layers=[64,32]."
         )
     try:
         data: dict[str, Any] = _plain(OmegaConf.from_dotlist([f"{key}={value}"]), resolve=False)
-    except yaml.YAMLError as exc:
+    except yaml.YAMLError:
         raise ConfigError(
-            f"The value of the override {override!r} is no valid YAML.\n"
+            f"The value of the override {shown!r} is no valid YAML.\n"
             "Put a text with special characters in quotes: params.note='a: b'."
-        ) from exc
+        ) from None
     except OmegaConfBaseException as exc:
-        raise ConfigError(f"The override {override!r}: {_first_line(exc)}.") from exc
+        raise ConfigError(f"The override {shown!r}: {hide_assigned(_first_line(exc))}.") from exc
     return data
 
 
@@ -480,7 +486,7 @@ def _wrong_type(key: str, layer: _Layer) -> ConfigError:
     value: Any = layer.data
     for part in key.split("."):
         value = value[part]
-    but = "" if key in _FREE else f", not {json.dumps(value, default=repr)}"
+    but = "" if key in _FREE else f", not {_shown_value(value)}"
     words = _type_words(_known_types()[key])
     return ConfigError(f"{key} must be {words}{but} (from {layer.origin}).")
 
@@ -553,7 +559,7 @@ def _resolve(merged: DictConfig, layers: list[_Layer]) -> dict[str, Any]:
     except OmegaConfBaseException as exc:
         key, why = exc.full_key or str(exc.key), _first_line(exc)
         for secret in _secret_contents(_plain(merged, resolve=False)):
-            why = why.replace(secret, _MASK)
+            why = why.replace(secret, MASK)
         raise ConfigError(
             f"{key} cannot be resolved (from {_origin(key, layers)}): {why}."
         ) from None
@@ -598,9 +604,9 @@ def to_yaml(config: Config, *, show_secrets: bool = False) -> str:
 
     Args:
         config: Not changed.
-        show_secrets: Also write the values that came from a variable with KEY, TOKEN, SECRET or
-            PASSWORD in its name, or that go into one; else they are ``***``. A secret that stands
-            in clear text elsewhere is not recognised.
+        show_secrets: Also write what is ``***`` else: values that came from a variable with KEY,
+            TOKEN, SECRET or PASSWORD in its name, or that go into one, and what looks like a secret
+            (`nbdist.hiding`).
     """
     values = to_dict(config) if show_secrets else _shown(config)
     del values["masked"]
@@ -670,12 +676,20 @@ def _shown(config: Config) -> dict[str, Any]:
 
 def _mask(value: Any, key: str, masked: set[str]) -> Any:
     if key in masked or _is_masked(key):
-        return _MASK
+        return MASK
     if isinstance(value, Mapping):
         return {name: _mask(item, _join(key, name), masked) for name, item in value.items()}
     if isinstance(value, list):
         return [_mask(item, _join(key, index), masked) for index, item in enumerate(value)]
-    return value
+    if _is_named_secret(key) and isinstance(value, str | int | float) and value not in _SAID:
+        return MASK
+    return hide_passwords(value) if isinstance(value, str) else value
+
+
+def _is_named_secret(key: str) -> bool:
+    """Say whether a name in the full *key*, of one of the user's own settings, is of a secret."""
+    section, *names = key.split(".")
+    return section in _FREE and any(map(is_secret_name, names))
 
 
 def _secret_keys(raw: Any, values: Any) -> list[str]:

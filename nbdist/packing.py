@@ -15,7 +15,7 @@ import os
 import pickle
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,8 @@ class ValueFolder:
         self._spill = spill
 
     def write(self, data: memoryview) -> Path:
-        """Write *data* to a new file, readable by this user only."""
-        path = self.for_size(data.nbytes) / secrets.token_hex(8)
+        """Write *data* to a new file, readable by this user only: a draft, until `keep`."""
+        path = self.for_size(data.nbytes) / f"{secrets.token_hex(8)}{_draft_ending(os.getpid())}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             rest = data.cast("B")  # written, not mapped: a full /dev/shm is an error, not a SIGBUS
@@ -84,6 +84,16 @@ class ValueFolder:
         finally:
             os.close(fd)
         return path
+
+    def keep(self, drafts: Iterable[Path]) -> tuple[Path, ...]:
+        """Give the files of a whole value the names by which they are asked for."""
+        return tuple(draft.rename(_without_ending(draft)) for draft in drafts)
+
+    def discard_drafts(self, pid: int) -> None:
+        """Delete what process *pid*, which has ended, was writing: nobody will ever ask for it."""
+        for folder in {self._shared, self._spill}:
+            for draft in folder.glob(f"*{_draft_ending(pid)}"):
+                draft.unlink(missing_ok=True)
 
     def for_size(self, size_bytes: int) -> Path:
         """Return the folder that has room for so many bytes."""
@@ -101,6 +111,14 @@ class ValueFolder:
             raise TransferError(f"{path} is not a file of this session.")
         with path.open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _draft_ending(pid: int) -> str:
+    return f".{pid}.part"
+
+
+def _without_ending(draft: Path) -> Path:
+    return draft.with_name(draft.name.partition(".")[0])
 
 
 def pack(value: Any, folder: ValueFolder | None, *, max_bytes: int | None = None) -> Packed:
@@ -141,22 +159,26 @@ def _lay_out(
     """Put each part into a file or beside the header; where that fails, no file stays."""
     places: list[str | None] = []
     buffers: list[bytes] = []
-    files: list[Path] = []
+    drafts: list[Path] = []
+    files: tuple[Path, ...] = ()
     try:
         for part in parts:
             if folder is not None and part.nbytes > INLINE_BYTES:
-                files.append(folder.write(part))
-                places.append(str(files[-1]))
+                drafts.append(folder.write(part))
+                places.append(str(_without_ending(drafts[-1])))
             else:
                 buffers.append(part.tobytes())
                 places.append(None)
+        if folder is not None:
+            files = folder.keep(drafts)
     except BaseException:
-        for path in files:
-            path.unlink(missing_ok=True)
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+            _without_ending(draft).unlink(missing_ok=True)
         raise
     size_bytes = sum(part.nbytes for part in parts)
     header = {"places": places, "tensors": tensors, "size_bytes": size_bytes}
-    return Packed(header, buffers, tuple(files))
+    return Packed(header, buffers, files)
 
 
 def unpack(

@@ -48,11 +48,18 @@ class ProcessId:
         stat = _stat(self.pid)
         return stat is not None and int(stat[19]) == self.started and stat[0] not in "ZX"
 
+    def send(self, signum: int) -> None:
+        """Send it a signal, unless it has ended or is another user's by now."""
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, signum)
+
 
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` from the state (field 3) on."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name of a program, in front of the bracket, may be any bytes.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split() or None
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -63,15 +70,59 @@ def marked(mark: str) -> list[int]:
     They are the session's processes and all that came from them, whatever process group or session
     they have moved to since.
     """
-    entries = (entry.name for entry in Path("/proc").iterdir())
-    pids = [int(name) for name in entries if name.isdigit() and int(name) != os.getpid()]
-    return [pid for pid in pids if has_mark(pid, mark) and _is_living(pid)]
+    others = [pid for pid in _pids() if pid != os.getpid()]
+    return [pid for pid in others if has_mark(pid, mark) and _is_living(pid)]
 
 
 def group_members(pgid: int, mark: str) -> list[int]:
     """Return those of `marked` that are in process group *pgid*."""
     stats = ((pid, _stat(pid)) for pid in marked(mark))
     return [pid for pid, stat in stats if stat is not None and int(stat[2]) == pgid]
+
+
+def children(pid: int) -> list[ProcessId]:
+    """Return the living processes of this user whose parent is *pid*."""
+    return _living(stat for stat in _stats().items() if int(stat[1][1]) == pid)
+
+
+def descendants(ancestors: Iterable[ProcessId]) -> list[ProcessId]:
+    """Return the living processes of this user that are below *ancestors*, but for the calling one.
+
+    Whatever environment, process group or session they have. Not those whose parent has ended,
+    unless one of *ancestors* takes orphans (`nbdist.rank.minder`).
+    """
+    stats = _stats()
+    below: dict[int, list[int]] = {}
+    for pid, stat in stats.items():
+        below.setdefault(int(stat[1]), []).append(pid)
+    waiting = [a.pid for a in ancestors if a.pid in stats and int(stats[a.pid][19]) == a.started]
+    found: set[int] = set()
+    while waiting:
+        fresh = [pid for pid in below.get(waiting.pop(), ()) if pid not in found]
+        found.update(fresh)
+        waiting += fresh
+    return _living((pid, stats[pid]) for pid in found if pid != os.getpid())
+
+
+def _living(stats: Iterable[tuple[int, list[str]]]) -> list[ProcessId]:
+    """Return those of *stats* that live and belong to the user this process runs as."""
+    living = [ProcessId(pid, int(stat[19])) for pid, stat in stats if stat[0] not in "ZX"]
+    return [process for process in living if _is_own(process.pid)]
+
+
+def _stats() -> dict[int, list[str]]:
+    return {pid: stat for pid in _pids() if (stat := _stat(pid)) is not None}
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _is_own(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
+    except OSError:
+        return False
 
 
 def _is_living(pid: int) -> bool:
@@ -92,45 +143,59 @@ def end(processes: Iterable[ProcessId], *, mark: str, grace_s: float = 1.0) -> l
     """End *processes* and all that came from them: TERM, *grace_s* seconds, KILL.
 
     Args:
-        processes: What to end, by identity; those already gone are passed over.
+        processes: What to end, by identity; those already gone are passed over, and so is the
+            calling one, but not what is below it.
         mark: Id of the session; every process that carries it is ended too.
         grace_s: How long a process may take to end by itself.
 
     Returns:
         The pids that had to be killed.
     """
-    leaders = list(processes)
-    for pid in _alive(leaders, mark):
-        _signal(pid, signal.SIGTERM)
-        _signal(pid, signal.SIGCONT)  # a stopped process cannot act on TERM
-    if _wait_until_gone(leaders, mark, grace_s):
+    family = _Family(processes, mark)
+    for process in family.alive():
+        process.send(signal.SIGTERM)
+        process.send(signal.SIGCONT)  # a stopped process cannot act on TERM
+    if family.is_gone_within(grace_s):
         return []
-    killed = _alive(leaders, mark)
-    while survivors := _alive(leaders, mark):  # what was forked meanwhile comes in the next round
-        for pid in survivors:
-            _signal(pid, signal.SIGKILL)
-        if _wait_until_gone(leaders, mark, grace_s):
+    killed = [process.pid for process in family.alive()]
+    while survivors := family.alive():  # what was forked meanwhile comes in the next round
+        for process in survivors:
+            process.send(signal.SIGKILL)
+        if family.is_gone_within(grace_s):
             break
     return killed
 
 
-def _alive(leaders: list[ProcessId], mark: str) -> list[int]:
-    own = {leader.pid for leader in leaders if leader.is_alive and leader.pid != os.getpid()}
-    return sorted(own.union(marked(mark)))
+class _Family:
+    """Processes, all that carry the session's mark, and all below: once seen, never forgotten.
 
+    Who was seen below a process is known by its own identity, also when that one has ended.
+    """
 
-def _wait_until_gone(leaders: list[ProcessId], mark: str, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while _alive(leaders, mark):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
+    def __init__(self, members: Iterable[ProcessId], mark: str) -> None:
+        self._known = set(members)
+        self._mark = mark
 
+    def alive(self) -> list[ProcessId]:
+        """Look for new members; return all that live, but for the calling process."""
+        for pid in marked(self._mark):
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                self._known.add(ProcessId.of(pid))
+        self._known.update(descendants(self._known))
+        return self._known_alive()
 
-def _signal(pid: int, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signum)
+    def _known_alive(self) -> list[ProcessId]:
+        alive = (member for member in self._known if member.is_alive and member.pid != os.getpid())
+        return sorted(alive, key=lambda member: member.pid)
+
+    def is_gone_within(self, timeout_s: float) -> bool:
+        """Wait until nobody is left, but no longer than *timeout_s*."""
+        deadline = time.monotonic() + timeout_s
+        while self._known_alive() or self.alive():  # looking for new ones is the dearer half
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
 
 def exit_words(code: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -566,17 +567,28 @@ def log_heading(label: str) -> str:
     return f"── {label} ──\n"
 
 
+LOG_END_LENGTH = 8000
+
+
+def end_of_log(log: str) -> str:
+    """Return the last `LOG_END_LENGTH` characters of *log*, below the heading of their cell."""
+    end = log[-LOG_END_LENGTH:]
+    headings = re.findall(r"^── .+ ──\n", log[:-LOG_END_LENGTH], re.MULTILINE)
+    has_heading = re.search(r"^── .+ ──$", end, re.MULTILINE)
+    return end if has_heading or not headings else headings[-1] + end
+
+
 def lost_text(log_tail: str, label: str, seen: str) -> str:
     """Return what a dead rank wrote in its last cell and could not send any more.
 
     Args:
-        log_tail: The end of its log.
+        log_tail: As `end_of_log` returns it.
         label: The cell's label.
         seen: The cell's text that did arrive.
     """
     _, heading, written = log_tail.rpartition(log_heading(label))
-    if not heading:
-        written = log_tail  # the cell began before the tail does
+    if not heading and not seen:
+        return ""  # it never began: the log tells of earlier cells
     known = seen[-200:]
     at = written.rfind(known) if known else 0
     return written[at + len(known) :] if at >= 0 else written

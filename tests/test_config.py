@@ -410,6 +410,74 @@ def test_secrets_are_not_shown(secret: str, overrides: list[str]) -> None:
     assert secret in to_yaml(on_a_rank, show_secrets=True)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "params.password=hunter2x",
+        "params.db.password=hunter2x",
+        "params.credentials={user: me, words: [hunter2x]}",
+        "params.openai_api_key=hunter2x",
+        "params.url=postgres://user:hunter2x@host/db",
+        "params.url=${oc.env:NBDIST_TEST_DB_URL}",
+        "env.DB_PASSWD=hunter2x",
+    ],
+)
+def test_what_looks_like_a_secret_is_not_shown_and_reaches_the_ranks(
+    override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBDIST_TEST_DB_URL", "postgres://user:hunter2x@host/db")
+    config = load_config(None, [override])
+
+    on_a_rank = from_dict(json.loads(json.dumps(to_dict(config))))
+
+    assert "hunter2x" not in to_yaml(config) + repr(config) + to_yaml(on_a_rank) + repr(on_a_rank)
+    assert "***" in to_yaml(config)
+    assert "hunter2x" in json.dumps(to_dict(on_a_rank))
+    assert to_dict(load_config(None, [override])) == to_dict(on_a_rank)
+
+
+def test_what_a_secret_is_not_is_shown() -> None:
+    overrides = [
+        "params.tokenizer=bpe",
+        "params.max_tokens=5",
+        "params.auth=true",
+        "params.key=loss",
+    ]
+
+    shown = to_yaml(load_config(None, [*overrides, "params.password="]))
+
+    assert "***" not in shown
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "password=hunter2x",
+        "params.password=[hunter2x",
+        "params.a={password: hunter2x",
+        "[password]=hunter2x",
+        "seed={password: hunter2x}",
+        "nproc=postgres://u:hunter2x@h",
+    ],
+)
+def test_errors_about_a_setting_do_not_show_its_secret(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+
+    assert "hunter2x" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_errors_about_a_file_do_not_show_its_secrets(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("params:\n  password: hunter2x: x\n", encoding="utf-8")
+
+    with pytest.raises(ConfigError, match="no valid YAML") as caught:
+        load_config(own)
+
+    assert "hunter2x" not in str(caught.value)
+
+
 def test_a_short_secret_does_not_mask_equal_values_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -356,6 +356,20 @@ def test_a_file_outside_of_the_session_is_never_read(folder: ValueFolder, tmp_pa
     assert (tmp_path / "secret").exists()
 
 
+def test_what_a_killed_process_was_writing_is_told_apart_and_deleted(
+    folder: ValueFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pack(torch.zeros(2**16), folder)
+    others = folder.write(memoryview(b"of another process"))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "getpid", lambda: 4711)
+        folder.write(memoryview(b"half"))
+
+    folder.discard_drafts(4711)
+
+    assert sorted(files_in(folder)) == sorted([*whole.files, others])
+
+
 def test_where_shared_memory_is_missing_files_lie_in_the_session_folder(tmp_path: Path) -> None:
     (tmp_path / "spill").mkdir()
     folder = ValueFolder(tmp_path / "no" / "such" / "place", tmp_path / "spill")

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from nbdist.processes import MARK, ProcessId, end, group_members, has_mark, marked
+from nbdist.processes import (
+    MARK,
+    ProcessId,
+    children,
+    descendants,
+    end,
+    group_members,
+    has_mark,
+    marked,
+)
 from tests.waiting import wait_until
 
 DEAF = (
@@ -71,8 +80,8 @@ def test_a_zombie_is_not_alive(start: Start) -> None:
     assert Path(f"/proc/{process.pid}").exists()
 
 
-def test_a_name_with_spaces_and_brackets_is_read_right(tmp_path: Path, start: Start) -> None:
-    odd = tmp_path / ") R 1 (x"
+def test_a_name_of_any_bytes_is_read_right(tmp_path: Path, start: Start) -> None:
+    odd = tmp_path / os.fsdecode(b") R 1 (x\xff")
     odd.write_bytes(Path("/bin/sleep").read_bytes())
     odd.chmod(0o755)
 
@@ -121,6 +130,44 @@ def test_children_of_a_session_are_ended_wherever_they_have_gone(start: Start) -
     end([ProcessId.of(leader.pid)], mark="t-family", grace_s=2)
 
     assert marked("t-family") == []
+
+
+UNMARKED_FAMILY = "setsid sh -c 'sleep 600 & wait' & echo; wait"
+
+
+def test_children_without_the_mark_are_ended_with_their_ancestor(start: Start) -> None:
+    leader = start("sh", "-c", UNMARKED_FAMILY)
+    identity = ProcessId.of(leader.pid)
+    wait_until(lambda: len(descendants([identity])) == 2, "the family to be complete")
+    family = descendants([identity])
+
+    end([identity], mark="t-unmarked", grace_s=2)
+
+    assert [member for member in family if member.is_alive] == []
+
+
+def test_a_family_is_all_that_is_below_and_nobody_else(start: Start) -> None:
+    leader, other = (ProcessId.of(start("sh", "-c", UNMARKED_FAMILY).pid) for _ in range(2))
+    wait_until(lambda: len(descendants([leader, other])) == 4, "both families to be complete")
+
+    assert not set(descendants([leader])) & {leader, other, *descendants([other])}
+    assert len(children(leader.pid)) == 1
+    assert descendants([ProcessId(leader.pid, leader.started - 1)]) == []
+    end([leader, other], mark="t-unmarked", grace_s=2)
+
+
+def test_a_process_of_another_user_is_never_one_of_the_family(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = start("sh", "-c", UNMARKED_FAMILY)
+    identity = ProcessId.of(leader.pid)
+    wait_until(lambda: len(descendants([identity])) == 2, "the family to be complete")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert descendants([identity]) == []
+
+    end([identity], mark="t-unmarked", grace_s=2)
 
 
 def test_who_does_not_carry_the_mark_is_left_alone(start: Start) -> None:

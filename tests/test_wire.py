@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdist.wire import (
+    LOG_END_LENGTH,
     AgentSpec,
     CellError,
     CellReply,
@@ -21,6 +22,9 @@ from nbdist.wire import (
     Dropped,
     Frame,
     Text,
+    end_of_log,
+    log_heading,
+    lost_text,
     output_from_json,
     output_to_json,
     to_json,
@@ -122,6 +126,23 @@ def test_the_agent_s_orders_are_plain_json() -> None:
     )
 
     assert AgentSpec(**{**over_the_wire(to_json(spec)), "gpus": ()}) == spec
+
+
+def test_the_end_of_a_log_says_of_which_cell_it_is() -> None:
+    of_both = f"{log_heading('In[1]')}one\n{log_heading('In[2]')}two\n"
+    long = "x" * (2 * LOG_END_LENGTH)
+
+    assert end_of_log(of_both) == of_both
+    assert end_of_log(of_both + long) == log_heading("In[2]") + "x" * LOG_END_LENGTH
+    assert end_of_log(long) == "x" * LOG_END_LENGTH
+    assert lost_text(end_of_log(of_both + long), "In[2]", "") == "x" * LOG_END_LENGTH
+
+
+def test_words_of_an_earlier_cell_are_never_last_words_of_a_later_one() -> None:
+    log = f"{log_heading('In[1]')}one\n"
+
+    assert lost_text(end_of_log(log), "In[2]", "") == ""
+    assert lost_text("one\n", "In[2]", "") == ""
 
 
 def test_both_sides_can_import_it_at_no_cost() -> None:

@@ -1,12 +1,12 @@
 """The agent: one process per host that imports torch once and forks the ranks.
 
     kernel ──agent.sock──▶ agent ──fork──▶ store keeper     holds the TCPStore
-                             ├────fork──▶ rank 0           an ipyparallel engine, own process group
-                             └────fork──▶ rank 1
+                             ├────fork──▶ minder ──▶ rank 0     an ipyparallel engine
+                             └────fork──▶ minder ──▶ rank 1
 
-It is the parent of all ranks: it sees an exit at once, ends the rest of a dead rank's process
-group, and tells the kernel. Over its socket (JSON lines) go births, deaths and signals; neither
-code nor results. It ends the whole session when told to.
+All ranks come from it; between them stand minders (`nbdist.rank.minder`), which report an exit at
+once and end what the rank leaves behind. It tells the kernel. Over its socket (JSON lines) go
+births, deaths and signals; neither code nor results. It ends the whole session when told to.
 
 A kernel that goes without a word (killed, crashed) leaves a lease: the ranks go on, and so does
 what runs on them. Another kernel may take the session within ``lease_s``; then it ends by itself.
@@ -20,7 +20,6 @@ imports and waits, nothing else. Started by module name (``python -m nbdist.rank
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import json
@@ -36,15 +35,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nbdist import processes
 from nbdist.folder import SessionFolder
+from nbdist.packing import ValueFolder
 from nbdist.processes import exit_words
+from nbdist.rank import minder
 from nbdist.rank.children import (
     RankProcess,
     StoreKeeper,
-    exit_code,
     json_lines,
     make_pipe,
     start_store_keeper,
@@ -54,6 +54,7 @@ from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_S = 1.0  # with killed processes that do not go at once
 POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes the loop
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # torch ends the process after a collective that failed or was cut off, unless told otherwise
@@ -100,6 +101,7 @@ class Agent:
         self._controller: processes.ProcessId | None = None
         self._store: StoreKeeper | None = None
         self._table: Any = None  # the guard's, once torch is imported
+        self._values = ValueFolder(folder.shared_memory(), folder.path)
         self.is_ending = False
         self._history: list[dict[str, Any]] = []
         self._selector = selectors.DefaultSelector()
@@ -343,35 +345,53 @@ class Agent:
             raise RuntimeError(f"the agent has {len(threads)} threads; a forked rank could hang")
         output, output_end = make_pipe()
         channel, channel_end = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
+        report, report_end = os.pipe()
+        agent, minder_pid = os.getpid(), os.fork()
+        if minder_pid == 0:
+            os.close(report)
+            channel.close()
             birth = (rank, generation, meeting)
-            self._become_rank(birth, output, output_end, channel, channel_end)
-        os.setpgid(pid, pid)  # here and in the child: whoever comes first
-        os.close(output_end)
+            be_rank = functools.partial(self._become_rank, birth, output, output_end, channel_end)
+            self._become_minder(rank, agent, report_end, be_rank)
+        for end in (output_end, report_end):
+            os.close(end)
         channel_end.close()
-        identity = self.folder.record_birth(f"rank {rank}", pid)
-        self.ranks[rank] = RankProcess(identity, output, channel)
+        told = os.fdopen(report, "rb")  # closed with what is known of the rank
+        born = told.readline()
+        if not born:
+            raise RuntimeError(f"the process that was to fork rank {rank} has ended")
+        identity = processes.ProcessId(*map(int, born.split()))
+        self.ranks[rank] = RankProcess(identity, minder_pid, told, output, channel)
         self._selector.register(channel, selectors.EVENT_READ, lambda _: self._hear_rank(rank))
-        self._push({"event": "spawned", "rank": rank, "pid": pid})
+        self._selector.register(told, selectors.EVENT_READ, lambda _: self._hear_end(rank))
+        self._push({"event": "spawned", "rank": rank, "pid": identity.pid})
+
+    def _become_minder(
+        self, rank: int, agent: int, report: int, be_rank: Callable[[], NoReturn]
+    ) -> NoReturn:
+        """Leave the agent's life behind and mind the rank."""
+        try:
+            self._forget_agent()
+            note_birth = functools.partial(self.folder.record_birth, f"rank {rank}")
+            minder.mind(report, agent, be_rank, note_birth)
+        except BaseException:  # noqa: BLE001 - the edge of a process: it becomes the log
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
     def _become_rank(
         self,
         birth: tuple[int, int, str | None],
         output: int,
         output_end: int,
-        channel: socket.socket,
         channel_end: socket.socket,
-    ) -> None:
-        """Leave the agent's life behind and run the rank; never returns."""
+    ) -> NoReturn:
+        """Run the rank, in a fork of its minder."""
         code = 1
         try:
-            os.setpgid(0, 0)
             os.dup2(output_end, 1)
             # `output_end` stays open: a cell may replace fd 1 and 2, and the pipe must not end.
             os.dup2(output_end, 2)
-            channel.close()
-            self._forget_agent()
             gc.enable()
             logging.getLogger().handlers.clear()  # a rank's logging is its user's
             logging.getLogger().setLevel(logging.WARNING)
@@ -426,11 +446,38 @@ class Agent:
             self._push({**message, "rank": rank})
 
     def _collect_exits(self) -> None:
-        if self._store is not None and (code := exit_code(self._store.pid)) is not None:
-            self._replace_store(exit_words(code))
+        ended = minder.reap()
+        if self._store is not None and self._store.pid in ended:
+            self._replace_store(exit_words(ended[self._store.pid]))
         for rank, process in list(self.ranks.items()):
-            if (code := exit_code(process.identity.pid)) is not None:
-                self._bury(rank, code)
+            if process.minder in ended:
+                self._bury(rank)
+
+    def _hear_end(self, rank: int) -> None:
+        """Free those who wait for a rank that has ended; its minder still clears up."""
+        process = self.ranks[rank]
+        self._selector.unregister(process.report)
+        if (code := process.hear_end()) is not None:
+            self._free_peers(rank, code)
+
+    def _free_peers(self, rank: int, code: int) -> None:
+        if self._table is not None:
+            reason = f"rank {rank} died: it {exit_words(code)}"
+            self._table.cancel(reason, rank, of=rank, kind="died")
+
+    def _end_orphans(self) -> None:
+        """End what a minder has left, killed itself: no other child is unknown to the agent."""
+        known = {process.minder for process in self.ranks.values()}
+        if self._store is not None:
+            known.add(self._store.pid)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            orphans = [each for each in processes.children(os.getpid()) if each.pid not in known]
+            if not orphans:
+                return
+            for process in (*orphans, *processes.descendants(orphans)):
+                process.send(signal.SIGKILL)
+            time.sleep(0.01)
 
     def _replace_store(self, how: str) -> None:
         """Start another store: groups that run need none, and the ranks move before the next cell.
@@ -447,17 +494,21 @@ class Agent:
         self._store = start_store_keeper(self.folder, self._forget_agent)
         self._push({"event": "store", "address": self._store.address})
 
-    def _bury(self, rank: int, code: int) -> None:
+    def _bury(self, rank: int) -> None:
+        """Tell that a rank has ended, now that its minder has, and so all that came from it."""
         process = self.ranks.pop(rank)
-        if self._table is not None:  # before all else: others may wait for it
-            reason = f"rank {rank} died: it {exit_words(code)}"
-            self._table.cancel(reason, rank, of=rank, kind="died")
-        for pid in processes.group_members(process.identity.pid, self.spec.session_id):
-            with contextlib.suppress(ProcessLookupError):  # it went by itself
-                os.kill(pid, signal.SIGKILL)
-        self._drain(rank, process)
-        if process.channel.fileno() in self._selector.get_map():
-            self._selector.unregister(process.channel)
+        is_told = process.code is not None
+        code = process.hear_end()
+        self._do(self._end_orphans)  # whatever goes wrong in clearing up: the death is told
+        if code is None:  # the minder was killed, and the rank ended as its orphan
+            code = -signal.SIGKILL
+        if not is_told:
+            self._free_peers(rank, code)
+        self._do(self._drain, rank, process)
+        self._do(self._values.discard_drafts, process.identity.pid)
+        for end in (process.channel, process.report):
+            if end.fileno() in self._selector.get_map():
+                self._selector.unregister(end)
         process.close()
         self._push(
             {
@@ -498,8 +549,8 @@ class Agent:
             return
         self.is_ending = True
         logger.info("the session ends: %s", reason)
-        others = [p for role, p in self.folder.processes() if p.pid != os.getpid()]
-        killed = processes.end(others, mark=self.spec.session_id)
+        recorded = [process for _, process in self.folder.processes()]
+        killed = processes.end(recorded, mark=self.spec.session_id)
         self.folder.remove()
         if reply_to is not None:
             self._send(reply_to, {"event": "stopped", "killed": killed})
@@ -538,6 +589,7 @@ def main(folder_path: str) -> None:
     """Run the agent of the session in *folder_path*."""
     gc.disable()  # imports make no garbage, and collecting takes a quarter of their time
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    minder.take_orphans()  # those of a killed minder
     folder = SessionFolder(Path(folder_path))
     content = json.loads(folder.agent_spec.read_text())
     content["gpus"] = tuple(content["gpus"])

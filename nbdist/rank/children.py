@@ -12,17 +12,18 @@ import termios
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
 from nbdist.folder import SessionFolder
 from nbdist.processes import ProcessId
+from nbdist.wire import end_of_log
 
 logger = logging.getLogger(__name__)
 
 PIPE_BYTES = 2**20
-TAIL_BYTES = 8000
+TAIL_BYTES = 2**20  # far enough to find where a cell began
 
 
 @dataclass
@@ -31,18 +32,30 @@ class RankProcess:
 
     Attributes:
         identity: Its process; the process group has the same number.
+        minder: Pid of its parent; ends when all that came from the rank is gone.
+        report: Read end of the pipe in which the minder tells the rank's exit code.
         output: Read end of the pipe that is its fd 1 and 2. The rank reads it too; the agent only
             steps in when the rank does not (held up in a C call, or dead).
         channel: Socket to the rank. Its end tells the rank that the agent is gone.
         pending: Bytes of a line that has not ended yet.
         is_filling: The pipe was more than half full at the last look.
+        code: How it ended, as far as that was heard.
     """
 
     identity: ProcessId
+    minder: int
+    report: BinaryIO
     output: int
     channel: socket.socket
     pending: bytearray = field(default_factory=bytearray)
     is_filling: bool = False
+    code: int | None = None
+
+    def hear_end(self) -> int | None:
+        """Return the rank's exit code, once its minder has told it or is gone."""
+        if self.code is None and (line := self.report.readline()):
+            self.code = int(line)
+        return self.code
 
     @property
     def is_stopped(self) -> bool:
@@ -70,6 +83,7 @@ class RankProcess:
         """Close this process's ends of pipe and socket."""
         os.close(self.output)
         self.channel.close()
+        self.report.close()
 
 
 @dataclass(frozen=True)
@@ -134,15 +148,6 @@ def make_pipe() -> tuple[int, int]:
     return output, output_end
 
 
-def exit_code(pid: int) -> int | None:
-    """Return how child *pid* ended (minus the signal, where one killed it), or ``None``."""
-    try:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return None
-    return os.waitstatus_to_exitcode(status) if ended else None
-
-
 def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
     """Add *data* to *pending* and take the complete JSON lines off it."""
     pending += data
@@ -152,10 +157,10 @@ def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
 
 
 def tail(path: Path) -> str:
-    """Return the end of the file at *path*; empty where there is none."""
+    """Return the end of the log at *path*; empty where there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            return file.read().decode(errors="replace")
+            return end_of_log(file.read().decode(errors="replace"))
     except FileNotFoundError:
         return ""

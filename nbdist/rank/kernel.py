@@ -355,7 +355,9 @@ class RankEngine(IPEngine):  # type: ignore[misc]
     def redirect_output(self, _iopub_socket: Any) -> None:
         """Called once the kernel is made, before it takes messages: attach ours."""
         kernel = self.kernel
-        recorder = Recorder(self.rank_log, self.pipe, kernel.publish_batch, self.log_bytes)
+        recorder = Recorder(
+            self.rank_log, self.pipe, kernel.publish_batch, self.log_bytes, self.secrets
+        )
         interrupts = Interrupts()
         inputs = InputRelay(kernel.publish_question, lambda: kernel.runner.cell_id)
         journal = Journal(self.folder.journals(self.id), max_cell_bytes=2 * self.log_bytes)

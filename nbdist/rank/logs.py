@@ -12,13 +12,15 @@ from nbdist.rank.secrets import Secrets
 class RankLog:
     """Appends bytes to a file; beyond half of *max_bytes* the file becomes ``NAME.old``.
 
-    So at least the last half of *max_bytes* is always there. Written through at once: what a rank
-    printed before it was killed is in the file. Any thread may write.
+    So at least the last half of *max_bytes* is always there. Written through at once, but for what
+    a secret may begin with: what a rank printed before it was killed is in the file. Any thread may
+    write.
     """
 
     def __init__(self, path: Path, max_bytes: int, secrets: Secrets | None = None) -> None:
         self.path = path
         self._secrets = secrets
+        self._held = b""  # what a secret may begin with
         self._max_bytes = max_bytes // 2
         self._lock = threading.Lock()
         self._open()
@@ -33,9 +35,9 @@ class RankLog:
 
     def write(self, data: bytes) -> None:
         """Append *data*; a full disk loses the data, not the cell."""
-        if self._secrets:
-            data = self._secrets.hide_bytes(data)
         with self._lock:
+            if self._secrets:
+                data, self._held = self._secrets.split_bytes(self._held + data)
             try:
                 self._size_bytes += os.write(self._fd, data)
                 if self._size_bytes > self._max_bytes:

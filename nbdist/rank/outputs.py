@@ -28,6 +28,7 @@ from typing import Any, Literal, cast
 
 from nbdist.rank.logs import RankLog
 from nbdist.rank.progress import Bar, Bars, BarSource
+from nbdist.rank.secrets import Secrets
 from nbdist.wire import Clear, Display, Dropped, Output, Text, log_heading
 
 FIRST_FLUSH_S = 0.004  # a short cell is over by then, and all of it travels in its reply
@@ -49,6 +50,7 @@ class Recorder:
         pipe: Non-blocking read end of the pipe that is this process's fd 1 and 2.
         publish: Sends one batch; called from the flusher thread and from the main thread.
         log_bytes: Most bytes of output kept of one cell.
+        secrets: What is not to be published, also not in two halves.
     """
 
     def __init__(
@@ -57,7 +59,10 @@ class Recorder:
         pipe: int,
         publish: Callable[[str, list[Output]], None],
         log_bytes: int,
+        secrets: Secrets | None = None,
     ) -> None:
+        self._secrets = secrets
+        self._held: list[Piece] = []  # what a secret may begin with
         self._log = log
         self._pipe = pipe
         self._publish = publish
@@ -102,7 +107,7 @@ class Recorder:
             _cell.set(self._token)
             self._old_threads = weakref.WeakSet(threading.enumerate())
             self._old_threads.discard(threading.main_thread())
-            self._pending, self._pending_bytes = [], 0
+            self._pending, self._pending_bytes, self._held = [], 0, []
             self._kept_bytes = self._dropped_bytes = self._num_batches = 0
             self._tail.clear()
             self._tail_bytes = 0
@@ -233,12 +238,23 @@ class Recorder:
                 return
             self._pending.extend(self._bars.due())
             outputs = self._take_pending()
+            if self._secrets:
+                outputs = self._hold_back(outputs, self._secrets)
             if outputs:
                 self._num_batches += 1
                 self._publish(self._cell_id, outputs)
 
+    def _hold_back(self, outputs: list[Output], secrets: Secrets) -> list[Output]:
+        """Keep the end of *outputs* for the next batch where a secret may begin with it."""
+        if not outputs or not isinstance(last := outputs[-1], Text):
+            return outputs
+        shown, held = secrets.split(last.text)
+        self._held = [(last.name, held)] if held else []
+        return [*outputs[:-1], *([Text(last.name, shown)] if shown else [])]
+
     def _take_pending(self, *, is_exact: bool = False) -> list[Output]:
-        pending, self._pending, self._pending_bytes = self._pending, [], 0
+        pending, self._pending, self._pending_bytes = [*self._held, *self._pending], [], 0
+        self._held = []
         self._has_output.clear()
         if self._bars.is_used:
             return merge_text(self._bars.take(pending, is_exact=is_exact))

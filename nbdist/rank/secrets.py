@@ -3,18 +3,22 @@
 A secret is a value that came from an environment variable with KEY, TOKEN, SECRET or PASSWORD in
 its name. Its text is replaced wherever it appears: printed, shown, in an error, in a log.
 
-Not covered: texts shorter than `MIN_LENGTH`, which would hide half of all output; a secret that is
-printed in pieces, encoded, or within a picture; values that are pulled, which are values.
+A secret that comes in pieces is found as long as nothing stands between them: a text that ends as
+a secret begins is held back at its end, until more comes or the cell is over.
+
+Not covered: texts shorter than `MIN_LENGTH`, which would hide half of all output; a secret with
+something between its letters, encoded, or within a picture; what code sends elsewhere or writes to
+files of its own; values that are pulled, which are values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, AnyStr
 
 from nbdist.config import from_dict, secret_texts
+from nbdist.hiding import MASK
 
-MASK = "***"
 MIN_LENGTH = 6
 
 
@@ -54,3 +58,26 @@ class Secrets:
         for text in self._bytes:
             data = data.replace(text, MASK.encode())
         return data
+
+    def split(self, text: str) -> tuple[str, str]:
+        """Return *text* without secrets, and apart from it what one may begin with at its end."""
+        hidden: str = self.hide(text)
+        end = len(hidden) - _length_begun(hidden, self._texts)
+        return hidden[:end], hidden[end:]
+
+    def split_bytes(self, data: bytes) -> tuple[bytes, bytes]:
+        """Do the same with bytes."""
+        hidden = self.hide_bytes(data)
+        end = len(hidden) - _length_begun(hidden, self._bytes)
+        return hidden[:end], hidden[end:]
+
+
+def _length_begun(text: AnyStr, secrets: list[AnyStr]) -> int:
+    """Return how much at the end of *text* is the beginning of one of *secrets*."""
+    lengths = (
+        length
+        for secret in secrets
+        for length in range(min(len(secret) - 1, len(text)), 0, -1)
+        if text.endswith(secret[:length])
+    )
+    return max(lengths, default=0)

@@ -206,18 +206,34 @@ class Exchange:
         return not silent or is_dead or is_out_of_reach
 
     def _problem_of(self, transfer: _Transfer) -> str | None:
-        for rank in transfer.silent_ranks:
-            if self._processes.is_controller_lost:
-                return CONTROLLER_LOST
-            if self._processes.blockage and rank not in self._processes.exits:
-                return self._processes.blockage
-            return f"rank {rank} {self._processes.ending_of(rank)}."
+        if silent := transfer.silent_ranks:
+            return self._loss(silent)
         failures = transfer.failures
         if not failures:
             return None
         consequences = ("KeyboardInterrupt", "PeerFailed")  # of what another rank has met
         rank = min(failures, key=lambda r: (failures[r].startswith(consequences), r))
         return f"rank {rank}: {failures[rank]}"
+
+    def _loss(self, silent: Ranks) -> str:
+        """Say which of the *silent* ranks is gone, or why none is heard.
+
+        The others may only be waiting for it.
+        """
+        if self._processes.is_controller_lost:
+            return CONTROLLER_LOST
+        if self._processes.blockage and not set(silent) & set(self._processes.exits):
+            return self._processes.blockage
+        rank = next((rank for rank in silent if rank in self._processes.exits), silent[0])
+        way_out = (
+            "`%dist stop` clears up; `%dist start` starts anew."
+            if self._processes.is_lost
+            else "`%dist recover` puts a fresh rank in its place; the others keep their variables."
+        )
+        return (
+            f"rank {rank} {self._processes.ending_of(rank)} before it had answered.\n"
+            f"`%dist logs -r {rank}` shows what it wrote last.\n{way_out}"
+        )
 
 
 def _discard(message: Message) -> None:

@@ -20,7 +20,7 @@ from nbdist.errors import SessionError, did_you_mean
 from nbdist.folder import SessionFolder
 from nbdist.wire import CellError, CellReply, CellRequest, Output, RankOutput, Text
 
-LOG_TAIL_BYTES = 8000
+LOG_TAIL_BYTES = 2**20  # far enough to find where a cell began
 
 Entry = Mapping[str, Any]
 
@@ -170,7 +170,7 @@ class Journals:
             text = self._folder.rank_log(cell.rank).read_bytes()[-LOG_TAIL_BYTES:]
         except FileNotFoundError:
             return ""
-        return text.decode(errors="replace")
+        return wire.end_of_log(text.decode(errors="replace"))
 
 
 class Tail:

@@ -83,7 +83,7 @@ class _RankRun:
     num_batches: int = 0
     reply: CellReply | None = None
     reply_buffers: list[memoryview] = field(default_factory=list)
-    replied_at: float = 0.0
+    ended_at: float = 0.0  # when it replied, died or was given up on, by the monotonic clock
     death: CellError | None = None
     log_tail: str = ""
     abandoned: CellError | None = None
@@ -110,7 +110,7 @@ class _RankRun:
         if self.reply is None:
             return False
         is_complete = self.num_batches >= self.reply.num_batches
-        return is_complete or time.monotonic() - self.replied_at > STRAGGLER_S
+        return is_complete or time.monotonic() - self.ended_at > STRAGGLER_S
 
 
 class Run:
@@ -179,7 +179,7 @@ class Run:
             else:
                 part.reply = CellReply.from_json(message.content)
                 part.reply_buffers = message.buffers
-                part.replied_at = time.monotonic()
+                part.ended_at = time.monotonic()
                 if part.reply.value is not None:
                     self._unfetched.append(part.reply.value)
             if part.is_over:
@@ -215,7 +215,7 @@ class Run:
             part = self._parts.get(rank)
             if part is None or part.is_over:
                 return
-            part.log_tail = log_tail
+            part.log_tail, part.ended_at = log_tail, time.monotonic()
             part.death = CellError("RankDied", how.removeprefix("was "))
             self._events.put(RunEvent("died", rank, content={"how": how}))
             self._notify_if_done()
@@ -242,6 +242,7 @@ class Run:
             stuck = tuple(rank for rank in self.ranks if not self._parts[rank].is_over)
             for rank in stuck:
                 self._parts[rank].abandoned = error
+                self._parts[rank].ended_at = time.monotonic()
             self._notify_if_done()
         return stuck
 
@@ -251,6 +252,12 @@ class Run:
     def done(self) -> bool:
         """Whether the cell is over on every rank."""
         return all(part.is_over for part in self._parts.values())
+
+    @property
+    def is_past_stragglers(self) -> bool:
+        """Whether it is over everywhere, so long ago that what was on its way has come."""
+        now = time.monotonic()
+        return self.done and all(now - part.ended_at > STRAGGLER_S for part in self._parts.values())
 
     @property
     def age_s(self) -> float:

@@ -65,6 +65,7 @@ class Session:
         self._client = client
         self._numbers = itertools.count(1)
         self._runs: weakref.WeakValueDictionary[str, Run] = weakref.WeakValueDictionary()
+        self._sent: dict[str, str] = {}  # of cells that are heard of: the id of the message
         self._unanswered = Unanswered()
         self._turn = processes.turn or 0
         first_number = self._turn * NUMBERS_OF_A_KERNEL + 1
@@ -203,6 +204,7 @@ class Session:
         if report is not None:
             run.notes.append(str(report))
         self._settle_first()
+        self._forget_dead_cells()
         self._runs[request.cell_id] = run
         self._send_cell(run, wire.to_json(request))
         self._monitor.add(run)
@@ -226,16 +228,29 @@ class Session:
         return run, hear
 
     def _send_cell(self, run: Run, content: Mapping[str, Any]) -> None:
+        cell_id, hear = run.request.cell_id, self._hearer_of(run)
         try:
-            self._client.request(run.ranks, wire.CELL_REQUEST, content, self._hearer_of(run))
+            self._sent[cell_id] = self._client.request(run.ranks, wire.CELL_REQUEST, content, hear)
         except BaseException:
-            self._unanswered.forget(run.request.cell_id)
-            self._runs.pop(run.request.cell_id, None)
+            self._unanswered.forget(cell_id)
+            self._runs.pop(cell_id, None)
             raise
+
+    def _forget_dead_cells(self) -> None:
+        """Hear no more of cells whose last message never came: a rank died, or a batch was lost.
+
+        Not of those that a living rank has still to answer, given up on or not.
+        """
+        for cell_id, request_id in list(self._sent.items()):
+            run = self._runs.get(cell_id)
+            if run is None or (run.is_past_stragglers and cell_id not in self._unanswered):
+                self._client.forget(request_id)
+                self._sent.pop(cell_id, None)
 
     def _hearer_of(self, run: Run) -> Callable[[Message], None]:
         """Return what is to hear the messages about *run*, until all ranks have replied."""
-        client, unanswered, cell_id = self._client, self._unanswered, run.request.cell_id
+        client, unanswered, sent = self._client, self._unanswered, self._sent
+        cell_id = run.request.cell_id
         unanswered.expect(cell_id, run.ranks)
         keep_alive = run  # an abandoned run must hear its late replies
 
@@ -247,6 +262,7 @@ class Session:
             keep_alive.hear(message)
             if keep_alive.done and cell_id not in unanswered:
                 client.forget(message.request_id)
+                sent.pop(cell_id, None)
 
         return hear
 

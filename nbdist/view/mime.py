@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from html import escape
 from html.parser import HTMLParser
+from typing import Any
 
 from nbdist.view.ansi import strip_ansi
+from nbdist.view.columns import clip
 from nbdist.view.stream import settle
 from nbdist.wire import Display
 
-_IMAGES = ("image/svg+xml", "image/png", "image/jpeg", "image/gif", "image/webp")
+_SVG = "image/svg+xml"
+_BEGINS = {  # a file of that kind
+    "image/png": rb"\x89PNG\r\n\x1a\n",
+    "image/jpeg": rb"\xff\xd8\xff",
+    "image/gif": rb"GIF8[79]a",
+    "image/webp": rb"RIFF....WEBP",
+}
+_SVG_BEGINS = re.compile(  # atomic, so that no text makes it try for long
+    r"\ufeff?\s*+"
+    r"(?>(?><\?.*?\?>|<!--.*?-->|<!DOCTYPE\b[^>\[]*(\[[^\]]*\]\s*)?>)\s*+)*+<(\w+:)?svg\b",
+    re.DOTALL | re.IGNORECASE,
+)
+_IMAGES = (_SVG, *_BEGINS)
+# Browsers pass over white space in a URL.
+_SCRIPT_URL = re.compile(r"[\x00-\x20]*" + r"[\t\n\r]*".join("javascript:"), re.IGNORECASE)
+_MAX_SIZE = 10_000  # pixels
 _SOURCES = ("text/markdown", "text/latex")
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input"}
@@ -23,8 +41,15 @@ def display_text(display: Display) -> str:
     """Return *display* as text, colours included.
 
     That is its ``text/plain``, or the source of Markdown and LaTeX where that only says
-    ``<IPython.core.display.Markdown object>``.
+    ``<IPython.core.display.Markdown object>``. What calls itself an image and is none is named.
     """
+    text = _plain_text(display)
+    return (
+        "\n".join([text.removesuffix("\n"), *notes]) if (notes := _false_images(display)) else text
+    )
+
+
+def _plain_text(display: Display) -> str:
     plain = display.data.get("text/plain")
     if plain is None or str(plain).startswith("<IPython.core.display."):
         for mime in _SOURCES:
@@ -47,10 +72,39 @@ def display_html(display: Display) -> str:
     if isinstance(brought, str) and (closed := close_tags(brought)):
         return closed
     for mime in _IMAGES:
-        image = display.data.get(mime)
-        if isinstance(image, str) and image:
-            return _image(mime, image, display)
+        if (data := _image_data(mime, display.data.get(mime))) is not None:
+            return _image(mime, data, display)
     return ""
+
+
+def _image_data(mime: str, image: Any) -> str | None:
+    """Return *image* as base64; ``None`` where it is no image of that kind.
+
+    It has to begin like one, and be nothing but base64: so nothing in it is taken for HTML.
+    """
+    if not isinstance(image, str):
+        return None
+    if mime == _SVG:
+        encoded = base64.b64encode(image.encode(errors="replace")).decode()
+        return encoded if _SVG_BEGINS.match(image) else None
+    data = "".join(image.split())
+    try:
+        content = base64.b64decode(data, validate=True)
+    except ValueError:
+        return None
+    return data if re.match(_BEGINS[mime], content, re.DOTALL) else None
+
+
+def _false_images(display: Display) -> list[str]:
+    """Say which images *display* brought that are none; HTML beside them is shown instead."""
+    if "text/html" in display.data:
+        return []
+    brought = {mime: display.data[mime] for mime in _IMAGES if mime in display.data}
+    return [
+        f"({mime} is not shown: this is no such image: {clip(str(image), 60)!r})"
+        for mime, image in brought.items()
+        if _image_data(mime, image) is None
+    ]
 
 
 def is_rich(display: Display) -> bool:
@@ -74,19 +128,19 @@ def close_tags(html: str) -> str:
     return html + "".join(f"</{t}>" for t in reversed(tags.open))
 
 
-def _image(mime: str, image: str, display: Display) -> str:
-    if mime == "image/svg+xml":
-        data = base64.b64encode(image.encode()).decode()
-    else:
-        data = "".join(image.split())
+def _image(mime: str, data: str, display: Display) -> str:
     said = escape(strip_ansi(display_text(display)) if "text/plain" in display.data else mime)
     wanted = display.metadata.get(mime)
     sizes = "".join(
         f' {name}="{int(wanted[name])}"'
         for name in ("width", "height")
-        if isinstance(wanted, dict) and isinstance(wanted.get(name), int | float)
+        if isinstance(wanted, dict) and _is_size(wanted.get(name))
     )
     return f'<img alt="{said}" src="data:{mime};base64,{data}"{sizes} style="max-width:100%">'
+
+
+def _is_size(wanted: Any) -> bool:
+    return isinstance(wanted, int | float) and 0 < wanted < _MAX_SIZE
 
 
 class _OpenTags(HTMLParser):
@@ -100,8 +154,7 @@ class _OpenTags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.has_script |= tag == "script" or any(
-            name.startswith("on") or (value or "").lstrip().lower().startswith("javascript:")
-            for name, value in attrs
+            name.startswith("on") or bool(_SCRIPT_URL.match(value or "")) for name, value in attrs
         )
         if tag not in _VOID:
             self.open.append(tag)

@@ -120,6 +120,33 @@ def test_a_death_frees_a_pull_that_waits_for_the_rank(run_folder: Path) -> None:
         session.pull("__import__('os').kill(__import__('os').getpid(), 9) if rank else 0")
 
 
+# A first part is whole, of the second one half is there.
+KILLED_WHILE_IT_WRITES = """
+import os, numpy
+big = [numpy.ones(2**16), numpy.ones(2**18)]
+write = os.write
+def die_half_way(fd, data):
+    if len(data) < 2**21:
+        return write(fd, data)
+    write(fd, data[:2**20])
+    os.kill(os.getpid(), 9)
+if rank:
+    os.write = die_half_way
+"""
+
+
+def test_a_rank_that_dies_while_it_sends_is_named_and_leaves_no_file(run_folder: Path) -> None:
+    with ranks(2) as session:
+        folder = session._processes.folder
+        finished(session, KILLED_WHILE_IT_WRITES)
+        before = {*folder.path.iterdir(), *folder.shared_memory().glob("*")}
+
+        with pytest.raises(TransferError, match=r"rank 1 was killed by SIGKILL[^$]*%dist recover"):
+            session.pull("big if rank else __import__('time').sleep(600)")
+
+        assert {*folder.path.iterdir(), *folder.shared_memory().glob("*")} <= before
+
+
 def test_cells_that_waited_behind_the_deadly_one_end_too(run_folder: Path, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     code = (

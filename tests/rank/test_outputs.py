@@ -14,10 +14,12 @@ import pytest
 
 from nbdist.rank.logs import RankLog
 from nbdist.rank.outputs import RankStream, Recorder, display_from, merge_text, scalar_of
+from nbdist.rank.secrets import Secrets
 from nbdist.wire import Clear, Display, Dropped, Output, Text
 from tests.waiting import wait_until
 
 LOG_BYTES = 10_000
+SECRET = "hunter2-is-long"
 
 
 @dataclass
@@ -72,7 +74,8 @@ def rank(tmp_path: Path) -> Iterator[Rank]:
         batches.append((cell_id, outputs))
 
     log = tmp_path / "rank0.log"
-    recorder = Recorder(RankLog(log, 2**20), read_end, publish, LOG_BYTES)
+    secrets = Secrets((SECRET,))
+    recorder = Recorder(RankLog(log, 2**20, secrets), read_end, publish, LOG_BYTES, secrets)
     streams = RankStream(recorder, "stdout"), RankStream(recorder, "stderr")
     rank = Rank(recorder, *streams, write_end, log, batches)
     yield rank
@@ -386,3 +389,47 @@ def test_the_log_keeps_the_end_within_its_bound(tmp_path: Path) -> None:
     assert kept.endswith("line 0199\n")
     assert kept.splitlines() == [f"line {i:04}" for i in range(200 - len(kept) // 10, 200)]
     assert oct((tmp_path / "log").stat().st_mode & 0o777) == "0o600"
+
+
+# Secrets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [1, 7, len(SECRET) - 1])
+def test_a_secret_that_two_batches_share_is_in_neither(rank: Rank, cut: int) -> None:
+    rank.begin()
+
+    rank.stdout.write(f"a {SECRET[:cut]}")
+    rank.recorder.flush()
+    rank.stdout.write(f"{SECRET[cut:]} b\n")
+    rank.recorder.flush()
+
+    texts = [output.text for _, outputs in rank.batches for output in outputs]  # type: ignore[union-attr]
+    assert texts == ["a ", "*** b\n"]
+    assert rank.end() == [Text("stdout", "a *** b\n")]
+
+
+def test_what_only_begins_like_a_secret_comes_with_what_follows_or_at_the_end(rank: Rank) -> None:
+    rank.begin()
+
+    rank.stdout.write("hunt")
+    rank.recorder.flush()
+    assert rank.batches == []
+    rank.stdout.write("ing h")
+    rank.stderr.write("e\n")
+    rank.recorder.flush()
+    rank.stdout.write("hu")
+    rank.recorder.flush()
+
+    assert rank.end() == [Text("stdout", "hunting h"), Text("stderr", "e\n"), Text("stdout", "hu")]
+
+
+def test_a_secret_that_is_written_to_the_file_in_parts_is_not_in_the_log(rank: Rank) -> None:
+    rank.begin()
+
+    for letter in f"a {SECRET} b":
+        os.write(rank.write_end, letter.encode())
+        rank.recorder.take_pipe()
+    os.write(rank.write_end, b"\n")
+
+    rank.end()
+    assert "a *** b\n" in rank.logged()

@@ -30,6 +30,24 @@ def test_a_secret_that_holds_another_is_hidden_whole() -> None:
     assert Secrets(("abcdefgh", "https://abcdefgh/x")).hide("https://abcdefgh/x") == "***"
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a hunter2", ("a ", "hunter2")),
+        ("a hunter2-is-long", ("a ***", "")),
+        ("a hunter2-is-longh", ("a ***", "h")),
+        ("a hunter2\n", ("a hunter2\n", "")),
+        ("hhunt", ("h", "hunt")),
+        ("", ("", "")),
+    ],
+)
+def test_what_a_secret_may_begin_with_is_set_apart(text: str, parts: tuple[str, str]) -> None:
+    secrets = Secrets((SECRET,))
+
+    assert secrets.split(text) == parts
+    assert secrets.split_bytes(text.encode()) == tuple(part.encode() for part in parts)
+
+
 @pytest.mark.parametrize("texts", [(), ("short",), ("",)])
 def test_nothing_to_hide_costs_nothing(texts: tuple[str, ...]) -> None:
     assert not Secrets(texts)
@@ -48,6 +66,8 @@ def test_on_ranks_it_is_in_no_output_no_error_and_no_file(
             "cfg.params.a",
             "raise ValueError(cfg.params.a)",
             "import os; os.write(1, cfg.params.a.encode())",
+            "import time\nfor c in cfg.params.a: print(c, end=''); time.sleep(0.08)",
+            "for c in cfg.params.a: os.write(1, c.encode()); time.sleep(0.08)",
         ):
             run = session.run(code)
             assert run.wait(20)

@@ -138,6 +138,34 @@ def test_what_comes_after_the_death_is_not_told_twice() -> None:
     assert texts(run.outputs[0].outputs) == "early\nlate\n"
 
 
+EARLIER = f"{log_heading('In[2]')}of another cell\n"
+
+
+def test_a_rank_that_dies_before_it_begins_shows_nothing_of_earlier_cells() -> None:
+    run = sent_to(0)
+
+    run.note_death(0, "was killed by SIGKILL", EARLIER)
+
+    assert run.outputs[0].outputs == ()
+
+
+def test_the_end_of_a_long_output_is_told_although_its_heading_is_far_away() -> None:
+    run = sent_to(0)
+    run.hear(batch(0, "2\n"))
+
+    run.note_death(0, "was killed by SIGKILL", "1\n2\n3\n")
+
+    assert texts(run.outputs[0].outputs) == "2\n3\n"
+
+
+def test_only_what_stands_below_the_heading_of_the_cell_is_told_of_it() -> None:
+    run = sent_to(0)
+
+    run.note_death(0, "was killed by SIGKILL", f"{EARLIER}{log_heading('In[3]')}mine\n")
+
+    assert texts(run.outputs[0].outputs) == "mine\n"
+
+
 def test_a_death_after_the_end_changes_nothing() -> None:
     run = sent_to(0)
     run.hear(reply(0))

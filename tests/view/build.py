@@ -16,6 +16,8 @@ SAFE_WORDS = {
     "display": {"inline-block"},
 }
 
+PNG = "iVBORw0KGgoA"  # how an image begins
+
 TORCH = "/venv/lib/python3.11/site-packages/torch/nn/modules/"
 
 
@@ -39,6 +41,11 @@ def stderr(text: str) -> Text:
 
 def result(plain: str, scalar: float | None = None) -> Display:
     return Display("result", {"text/plain": plain}, scalar=scalar)
+
+
+def png(name: str) -> str:
+    """Return what passes for an image; *name*, four letters of base64, tells it from others."""
+    return f"{PNG}{name}"
 
 
 def shown(data: dict[str, Any], display_id: str | None = None) -> Display:

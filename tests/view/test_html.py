@@ -19,6 +19,7 @@ from tests.view.build import (
     in_torch,
     lost_rules,
     ok,
+    png,
     result,
     shown,
     stderr,
@@ -50,13 +51,13 @@ def steps(rank: int, num_lines: int) -> RankOutput:
 
 
 def figure(name: int) -> Display:
-    return shown({"image/png": f"AA{name}A", "text/plain": "<Figure>"})
+    return shown({"image/png": png(f"AA{name}A"), "text/plain": "<Figure>"})
 
 
 CALLS = {0: [CallCount("all_reduce", "0", (0, 1), 3, 1200)]}
 MANY_KINDS = [
     ok(0, stdout("a <b> \x1b[1;31;42mred\x1b[0m\n" * 200), stderr("careful\n"), Dropped(7)),
-    ok(1, shown({"image/png": "AAAA"}), result("1", 1)),
+    ok(1, shown({"image/png": png("AAAA")}), result("1", 1)),
     failed(2, value_error("x < y"), stdout("b\n")),
     failed(3, waited(2)),
     failed(4, CellError("KeyboardInterrupt", "", (in_cell(1),)), status="stopped"),

@@ -13,9 +13,9 @@ from nbdist.view.html_outputs import (
     outputs_html,
 )
 from nbdist.wire import Dropped
-from tests.view.build import result, shown, stderr, stdout
+from tests.view.build import png, result, shown, stderr, stdout
 
-FIGURE = shown({"image/png": "AAAA", "text/plain": "<Figure>"})
+FIGURE = shown({"image/png": png("AAAA"), "text/plain": "<Figure>"})
 
 
 def html_of(*outputs: object) -> str:

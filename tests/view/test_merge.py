@@ -11,9 +11,9 @@ from nbdist.view.fold import Block, fold
 from nbdist.view.merge import MAX_DIFFERING_LINES, MAX_LINE_CHARS, Part, Variants, blocks_of, merge
 from nbdist.view.mime import display_text
 from nbdist.wire import Display, Dropped, Text
-from tests.view.build import result, shown, stderr, stdout
+from tests.view.build import png, result, shown, stderr, stdout
 
-FIGURES = [shown({"image/png": name, "text/plain": "<Figure>"}) for name in ("AAAA", "BBBB")]
+FIGURES = [shown({"image/png": png(name), "text/plain": "<Figure>"}) for name in ("AAAA", "BBBB")]
 
 
 def merged(*outputs: Sequence[Shown]) -> tuple[Part, ...]:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import base64
+from typing import Any
+
 import pytest
 
+from nbdist.view.html_outputs import object_html
 from nbdist.view.mime import close_tags, display_html, display_text
 from nbdist.wire import Display
-from tests.view.build import shown
+from tests.view.build import PNG, png, shown
 
 FRAME = "<table><tr><td>1</td></tr></table>"
 
@@ -25,7 +29,7 @@ def test_json_without_text_is_written_out() -> None:
 
 
 def test_a_payload_without_text_is_named() -> None:
-    assert display_text(shown({"image/png": "AAAA"})) == "<image/png>"
+    assert display_text(shown({"image/png": png("AAAA")})) == "<image/png>"
     assert display_text(shown({})) == ""
 
 
@@ -38,7 +42,7 @@ def test_plain_text_has_no_html() -> None:
 
 
 def test_html_wins_over_an_image() -> None:
-    assert display_html(shown({"text/html": FRAME, "image/png": "AAAA"})) == FRAME
+    assert display_html(shown({"text/html": FRAME, "image/png": png("AAAA")})) == FRAME
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,7 @@ def test_html_wins_over_an_image() -> None:
         "<script>alert(1)</script>",
         "<SCRIPT src=x>",
         "<a href=' JavaScript:x'>a</a>",
+        "<a href='java&#x0A;script:x'>a</a>",
         "<b onclick='x'>a</b>",
     ],
 )
@@ -63,14 +68,70 @@ def test_html_may_talk_about_scripts() -> None:
 def test_an_image_is_kept_in_the_html() -> None:
     figure = Display(
         "display",
-        {"text/plain": '<Figure "a">', "image/png": "AA\nAA\n"},
+        {"text/plain": '<Figure "a">', "image/png": f"{PNG}\nAAAA\n"},
         {"image/png": {"width": 320, "height": 240.0}},
     )
 
     assert display_html(figure) == (
-        '<img alt="&lt;Figure &quot;a&quot;&gt;" src="data:image/png;base64,AAAA"'
+        '<img alt="&lt;Figure &quot;a&quot;&gt;" src="data:image/png;base64,iVBORw0KGgoAAAAA"'
         ' width="320" height="240" style="max-width:100%">'
     )
+
+
+MARKUP = '"><script>alert(1)</script>'
+
+
+@pytest.mark.parametrize("mime", ["png", "jpeg", "gif", "webp", "svg+xml"])
+@pytest.mark.parametrize("data", [MARKUP, "AAAA", "", "é", f"{PNG}{MARKUP}", 5, None, [MARKUP]])
+def test_what_is_no_such_image_is_text_with_a_note(mime: str, data: Any) -> None:
+    false = shown({f"image/{mime}": data, "text/plain": "<Figure>"})
+
+    assert display_html(false) == ""
+    assert display_text(false).startswith(f"<Figure>\n(image/{mime} is not shown: this is no such")
+    assert "<script>" not in object_html(false)
+
+
+@pytest.mark.parametrize(
+    ("mime", "content"),
+    [
+        ("jpeg", b"\xff\xd8\xff\xe0"),
+        ("gif", b"GIF89a"),
+        ("webp", b"RIFF\n\0\0\0WEBPVP8 "),
+    ],
+)
+def test_an_image_of_any_kind_is_kept(mime: str, content: bytes) -> None:
+    image = shown({f"image/{mime}": base64.b64encode(content).decode(), "text/plain": "<Figure>"})
+
+    assert f"data:image/{mime};base64," in display_html(image)
+    assert display_text(image) == "<Figure>"
+
+
+@pytest.mark.parametrize(
+    "wanted", [float("inf"), float("nan"), -1, 0, 1e9, '"><script>', [1], None, {}]
+)
+def test_a_size_that_is_none_is_left_out(wanted: Any) -> None:
+    metadata = {"image/png": {"width": wanted, "height": 5}}
+
+    html = display_html(Display("display", {"image/png": png("AAAA")}, metadata))
+
+    assert 'height="5" style' in html
+    assert "width=" not in html
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        "<svg/>",
+        '\ufeff<?xml version="1.0"?>\n<!-- a --><!-- b -->\n<svg xmlns="x">',
+        '<!DOCTYPE svg PUBLIC "a"\n "b" [<!ENTITY c "d">]>\n<svg:svg>',
+    ],
+)
+def test_an_svg_may_begin_in_many_ways(svg: str) -> None:
+    assert display_html(shown({"image/svg+xml": svg}))
+
+
+def test_a_text_that_is_almost_an_svg_is_refused_at_once() -> None:
+    assert display_html(shown({"image/svg+xml": "<!---->" * 10_000 + "<?a?>" * 10_000})) == ""
 
 
 def test_svg_becomes_an_image() -> None:

@@ -6,7 +6,7 @@ import sys
 
 from nbdist.view import render
 from nbdist.wire import CallCount, output_from_json, output_to_json
-from tests.view.build import failed, ok, result, shown, stdout, value_error, waited
+from tests.view.build import failed, ok, png, result, shown, stdout, value_error, waited
 
 
 def test_nothing_to_show_is_an_empty_bundle() -> None:
@@ -24,7 +24,7 @@ def test_the_same_outputs_give_the_same_bytes_in_whatever_order_ranks_answer() -
 
 
 def test_the_way_through_json_changes_nothing() -> None:
-    outputs = (stdout("a\n"), shown({"image/png": "AAAA"}), result("nan", float("nan")))
+    outputs = (stdout("a\n"), shown({"image/png": png("AAAA")}), result("nan", float("nan")))
     sent = tuple(output_from_json(json.loads(json.dumps(output_to_json(o)))) for o in outputs)
 
     assert render([ok(0, *outputs)]) == render([ok(0, *sent)])

@@ -10,6 +10,7 @@ from tests.view.build import (
     in_cell,
     in_torch,
     ok,
+    png,
     result,
     shown,
     stderr,
@@ -72,7 +73,7 @@ def test_colours_are_taken_out() -> None:
 
 
 def test_a_figure_is_named() -> None:
-    figure = shown({"image/png": "AAAA", "text/plain": "<Figure size 640x480 with 1 Axes>"})
+    figure = shown({"image/png": png("AAAA"), "text/plain": "<Figure size 640x480 with 1 Axes>"})
 
     assert text_of(ok(0, figure)) == "[rank0] <Figure size 640x480 with 1 Axes>"
 
@@ -120,7 +121,9 @@ def test_what_one_rank_alone_says_stands_in_its_place() -> None:
 
 
 def test_figures_of_several_ranks_are_named() -> None:
-    ranks = [ok(r, shown({"image/png": f"AA{r}A", "text/plain": f"<Figure {r}>"})) for r in (0, 1)]
+    ranks = [
+        ok(r, shown({"image/png": png(f"AA{r}A"), "text/plain": f"<Figure {r}>"})) for r in (0, 1)
+    ]
 
     assert text_of(*ranks) == "[rank0] <Figure 0>\n[rank1] <Figure 1>"
 
