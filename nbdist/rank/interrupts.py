@@ -14,6 +14,8 @@ from collections.abc import Coroutine, Generator
 from types import FrameType
 from typing import Any
 
+from nbdist.rank.failures import chain_of
+
 
 class Interrupts:
     """Holds who is to be interrupted by the next SIGINT. Lives in the main thread of a rank.
@@ -128,9 +130,5 @@ def is_hidden(failure: BaseException) -> bool:
 
 def has_interrupt(failure: BaseException) -> bool:
     """Whether *failure* is an interrupt, or came up while one was handled."""
-    link: BaseException | None = failure
-    while link is not None:
-        if isinstance(link, (KeyboardInterrupt, asyncio.CancelledError)) or is_hidden(link):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+    interrupts = (KeyboardInterrupt, asyncio.CancelledError)
+    return any(isinstance(link, interrupts) or is_hidden(link) for link in chain_of(failure))
