@@ -128,13 +128,14 @@ class Recovery:
             dist.all_reduce(torch.ones(1, device=device))
             self.guard.take_counts()
             return
-        self.guard.resync(self._meeting_store, meeting, is_broken=True)
+        agreed = self.guard.resync(self._meeting_store, meeting, is_broken=True)
         self.lifeline.join(
             lambda store: self._make_world(store, device),
             store,
             generation,
             rank=self._rank,
             world_size=self._spec.world_size,
+            group_count=agreed.group_count,
         )
         self.guard.rebuilt()
 

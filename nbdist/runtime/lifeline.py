@@ -213,6 +213,7 @@ class Lifeline:
         *,
         rank: int,
         world_size: int,
+        group_count: int,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Be a fresh rank among others that `rebuild`: make the world's group, then all others.
@@ -223,6 +224,7 @@ class Lifeline:
             generation: That of the rebuild.
             rank: Of this process.
             world_size: Number of ranks.
+            group_count: How many groups the others have made so far.
             timeout_s: How long to wait for the other ranks.
         """
         self._begin(generation)
@@ -239,7 +241,7 @@ class Lifeline:
                     recipe.description,
                     timedelta(seconds=recipe.timeout_s),
                 )
-        torch_private.set_group_count(meeting.group_count)
+        torch_private.set_group_count(group_count)
         meeting.wait("made", "")
 
     def reset_modules(self, *, patience_s: float = REDUCE_PATIENCE_S) -> None:

@@ -79,7 +79,6 @@ class Meeting:
     ) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._timeout_s, self._check = timeout_s, check
-        self.group_count = 0
 
     def wait(self, name: str, message: str) -> list[str]:
         """Wait until every rank is at *name*; return what each of them brought."""
@@ -101,14 +100,8 @@ class Meeting:
 
         A fresh rank has none yet (``None``) and takes what the others have.
         """
-        mine = {
-            "count": torch_private.group_count(),
-            "groups": None if recipes is None else [asdict(recipe) for recipe in recipes],
-        }
+        mine = {"groups": None if recipes is None else [asdict(recipe) for recipe in recipes]}
         states = [json.loads(state) for state in self.wait("groups", json.dumps(mine))]
-        self.group_count = max(state["count"] for state in states)
-        if recipes is not None:  # a fresh rank's first group is the world, named as theirs was
-            torch_private.set_group_count(self.group_count)
         fresh = {rank for rank, state in enumerate(states) if state["groups"] is None}
         found: dict[tuple[str, tuple[int, ...]], GroupRecipe] = {}
         holders: dict[tuple[str, tuple[int, ...]], set[int]] = {}
