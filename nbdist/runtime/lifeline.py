@@ -83,6 +83,7 @@ class Lifeline:
             self._waiting.close,
             self._forget_waiter,
             torch_private.wrap_group_maker(self._watched),
+            torch_private.replace_connect(self._connect),
             torch_private.watch_ddp(self._ddp_modules.add),
         ]
 
@@ -292,6 +293,18 @@ class Lifeline:
             return made
 
         return make_watched_group
+
+    def _connect(self, connect: Callable[[], None]) -> None:
+        """Connect a backend with its peers in a thread: one that has given up would never come.
+
+        A wait for it has no socket yet that an abort could shut. Who is left in it may hold the
+        store, and the group is made on some ranks only: all are made anew.
+        """
+
+        def left() -> None:
+            self.abort("The making of a group was interrupted.", generation=self.generation)
+
+        self._waiting.apart(connect, left)
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:

@@ -4,6 +4,7 @@
                                ▲       └───────▶ not over: were we cut off? SIGINT? ──▶ raise
                                └──────────────── no
     C++ that waits ◀── a `Work` of ours ◀── native one        (DDP's reducer, functional, coalesced)
+    messages, connecting ──▶ in a thread; the one who waits for it looks up likewise
 
 The end of a connection should be enough to free a call of gloo, and often is. But gloo tells it
 only to what waits in a queue (`Pair::signalException`, read in April 2026): a buffer that is half
@@ -118,10 +119,26 @@ class Waiting:
 
         When a native wait for a message ends by its timeout, gloo closes all connections.
         """
+        self.apart(lambda: self._native_wait(work))
+
+    def apart(self, action: Callable[[], object], left: Callable[[], object] = bool) -> None:
+        """Do *action* in a thread, and wait for it here, where an abort and a signal are felt.
+
+        Args:
+            action: What is native and may never end.
+            left: Called when it was left behind, still under way.
+
+        Raises:
+            CollectiveAborted: The groups were cut off, and it has not noticed.
+        """
         helper = self._idle.pop() if self._idle else _Helper()
-        answer = helper.ask(lambda: self._native_wait(work))
-        while not answer.wait(SLICE_S):
-            self._check(lambda: answer.wait(GRACE_S / 20))
+        answer = helper.ask(action)
+        try:
+            while not answer.wait(SLICE_S):
+                self._check(lambda: answer.wait(GRACE_S / 20))
+        except BaseException:
+            left()
+            raise
         self._idle.append(helper)  # one that is left in a wait ends with it
         if answer.error is not None:
             raise answer.error
