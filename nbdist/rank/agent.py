@@ -45,6 +45,7 @@ from nbdist.rank.children import (
     RankProcess,
     StoreKeeper,
     exit_code,
+    is_stopped,
     json_lines,
     make_pipe,
     start_store_keeper,
@@ -135,6 +136,7 @@ class Agent:
                 self._do(key.data, key.fileobj)
             self._do(self._collect_exits)
             self._do(self._look_at_pipes)
+            self._do(self._look_at_store)
             self._look_at_kernel()
             self._look_at_controller()
 
@@ -441,6 +443,12 @@ class Agent:
             return
         self._store = start_store_keeper(self.folder, self._forget_agent)
         self._push({"event": "store", "address": self._store.address})
+
+    def _look_at_store(self) -> None:
+        """Let a store keeper go on that a signal has stopped: all ranks would wait for it."""
+        if self._store is not None and is_stopped(self._store.pid):
+            logger.warning("the store keeper was stopped from outside, and is continued")
+            os.kill(self._store.pid, signal.SIGCONT)
 
     def _bury(self, rank: int, code: int) -> None:
         process = self.ranks.pop(rank)

@@ -47,10 +47,7 @@ class RankProcess:
     @property
     def is_stopped(self) -> bool:
         """Whether a signal has stopped it (SIGSTOP), so that it cannot answer."""
-        try:
-            return bool(psutil.Process(self.identity.pid).status() == psutil.STATUS_STOPPED)
-        except psutil.Error:
-            return False
+        return is_stopped(self.identity.pid)
 
     def looks_stuck(self) -> bool:
         """Whether its pipe was more than half full at this look and the one before."""
@@ -141,6 +138,14 @@ def exit_code(pid: int) -> int | None:
     except ChildProcessError:
         return None
     return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a signal has stopped the process *pid*."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:

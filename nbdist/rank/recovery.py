@@ -73,7 +73,7 @@ class Recovery:
         self._address = store_address
         self._timeout = timedelta(seconds=spec.config["timeout_s"])
         # Of its own: an abort cuts the store that the groups use.
-        self._meeting_store = torch_private.open_store(*store_address, self._timeout)
+        self._meeting_store = lifeline.meeting_store(*store_address, self._timeout)
         self._support = torch_private.probe()
         self._aborted_before: str | None = None
         self._is_half_built = False
@@ -285,7 +285,7 @@ class Recovery:
             return False
         host, port = store_address
         self._address = (host, port)
-        self._meeting_store = torch_private.open_store(host, port, self._timeout)
+        self._meeting_store = self.lifeline.meeting_store(host, port, self._timeout)
         os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
         return True
 

@@ -21,6 +21,7 @@ NCCL's half has never run on a GPU; see `NCCL` of `backends`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -34,7 +35,7 @@ from nbdist.runtime import torch_private
 from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
-from nbdist.runtime.meeting import GroupRecipe, Meeting, recipe_of
+from nbdist.runtime.meeting import GroupRecipe, Meeting, MeetingStore, recipe_of
 from nbdist.runtime.sockets import Sockets, all_sockets, new_sockets, shut_down
 from nbdist.runtime.torch_private import ProcessGroup, Store
 from nbdist.runtime.waiting import Waiting
@@ -102,11 +103,18 @@ class Lifeline:
 
     def open_store(self, host: str, port: int, timeout: timedelta) -> Store:
         """Connect to the store; an abort frees those who wait in it, too."""
-        before = all_sockets()
-        store = torch_private.open_store(host, port, timeout)
+        before, opened = all_sockets(), list[Store]()
+        self._waiting.apart_from_groups(
+            lambda: opened.append(torch_private.open_store(host, port, timeout))
+        )
         with self._lock:
             self._store_sockets = new_sockets(before)
-        return store
+        return opened[0]
+
+    def meeting_store(self, host: str, port: int, timeout: timedelta) -> MeetingStore:
+        """Return a connection to the same store that an abort leaves alone."""
+        connect = functools.partial(torch_private.open_store, host, port, timeout)
+        return MeetingStore(connect, self._waiting.apart_from_groups)
 
     # Cutting off: any thread ------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nbdist.errors import RebuildError
 from nbdist.runtime import torch_private
@@ -18,6 +18,8 @@ from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.torch_private import ProcessGroup, Store
 
 POLL_S = (0.0005, 0.01)
+
+Answer = TypeVar("Answer")
 
 
 class StoreLike(Protocol):
@@ -31,6 +33,52 @@ class StoreLike(Protocol):
 
     def check(self, keys: list[str]) -> bool:
         """Say whether all *keys* were written."""
+
+
+class MeetingStore:
+    """A store that a signal gets everybody out of, also when its keeper does not answer.
+
+    Args:
+        connect: Makes a connection to the store.
+        apart: Does what may never end, where a signal reaches who waits for it.
+    """
+
+    def __init__(
+        self, connect: Callable[[], StoreLike], apart: Callable[[Callable[[], object]], None]
+    ) -> None:
+        self._connect, self._apart = connect, apart
+        self._store: StoreLike | None = None
+
+    def __repr__(self) -> str:
+        return f"<MeetingStore {'not ' if self._store is None else ''}connected>"
+
+    def set(self, key: str, value: str) -> None:
+        """Write *value*."""
+        self._ask(lambda store: store.set(key, value))
+
+    def get(self, key: str) -> bytes:
+        """Return what was written."""
+        return self._ask(lambda store: store.get(key))
+
+    def check(self, keys: list[str]) -> bool:
+        """Say whether all *keys* were written."""
+        return self._ask(lambda store: store.check(keys))
+
+    def _ask(self, question: Callable[[StoreLike], Answer]) -> Answer:
+        """Ask over the connection there is, over a new one where somebody was left in the old."""
+        store, found = self._store, list[tuple[StoreLike, Answer]]()
+
+        def ask() -> None:
+            connection = self._connect() if store is None else store
+            found.append((connection, question(connection)))
+
+        try:
+            self._apart(ask)
+        except BaseException:
+            self._store = None
+            raise
+        self._store, answer = found[0]
+        return answer
 
 
 def wait_for_key(store: StoreLike, key: str, deadline: float, look: Callable[[], None]) -> bool:

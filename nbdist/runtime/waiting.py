@@ -4,7 +4,7 @@
                                ▲       └───────▶ not over: were we cut off? SIGINT? ──▶ raise
                                └──────────────── no
     C++ that waits ◀── a `Work` of ours ◀── native one        (DDP's reducer, functional, coalesced)
-    messages, connecting ──▶ in a thread; the one who waits for it looks up likewise
+    messages, connecting, the store of the meetings ──▶ in a thread; who waits looks up likewise
 
 The end of a connection should be enough to free a call of gloo, and often is. But gloo tells it
 only to what waits in a queue (`Pair::signalException`, read in April 2026): a buffer that is half
@@ -131,11 +131,23 @@ class Waiting:
         Raises:
             CollectiveAborted: The groups were cut off, and it has not noticed.
         """
+        self._do_apart(action, left, lambda answer: self._check(lambda: answer.wait(GRACE_S / 20)))
+
+    def apart_from_groups(self, action: Callable[[], object]) -> None:
+        """Do *action* likewise where it has nothing to do with groups: only a signal ends it."""
+        self._do_apart(action, bool, bool)
+
+    def _do_apart(
+        self,
+        action: Callable[[], object],
+        left: Callable[[], object],
+        look: Callable[[_Answer], object],
+    ) -> None:
         helper = self._idle.pop() if self._idle else _Helper()
         answer = helper.ask(action)
         try:
             while not answer.wait(SLICE_S):
-                self._check(lambda: answer.wait(GRACE_S / 20))
+                look(answer)
         except BaseException:
             left()
             raise

@@ -136,3 +136,49 @@ def test_an_agent_that_meets_an_error_keeps_its_ranks(session: Session) -> None:
 
     assert values(session, SUM) == [3, 3, 3]
     assert session._processes.ask_state(20)
+
+
+# A store that does not answer ---------------------------------------------------------------------
+
+
+@contextmanager
+def suspended(session: Session, *roles: str) -> Iterator[None]:
+    """Stop processes of the session from outside; the agent first, where it is one of them."""
+    found = [session._processes.folder.process(role) for role in roles]
+    suspended = [process.pid for process in found if process is not None]
+    assert len(suspended) == len(roles)
+    for pid in suspended:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in suspended:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_store_keeper_that_was_stopped_keeps_nobody(session: Session) -> None:
+    with suspended(session, "store"):
+        finished(session, "if rank == 1: 1 / 0\ndist.barrier()")
+
+        assert values(session, SUM) == [3, 3, 3]
+        assert values(session, f"g = dist.new_group([0, 1, 2]); {SUM}") == [3, 3, 3]
+    assert values(session, "kept") == [0, 10, 20]
+
+
+@pytest.mark.parametrize(
+    "call", ["dist.barrier()", "dist.all_reduce(torch.ones(1), async_op=True).wait()"]
+)
+def test_the_stop_button_ends_the_wait_for_a_store_that_does_not_answer(
+    session: Session, call: str
+) -> None:
+    with suspended(session, "agent", "store"):
+        finished(session, f"if rank == 1: 1 / 0\n{call}")
+        run = session.run(SUM)
+        wait_until(lambda: session.busy_ranks == (0, 1, 2), "the cell to be sent")
+
+        assert not run.wait(0.5)
+        assert session.stop_run(run, "The cell was stopped") == ()
+        assert statuses(run) == ["stopped"] * 3
+
+    assert values(session, SUM) == [3, 3, 3]
+    assert values(session, "kept") == [0, 10, 20]
