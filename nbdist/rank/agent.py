@@ -333,8 +333,10 @@ class Agent:
             meeting: Where it meets those who are there already; ``None`` at the start.
 
         Raises:
-            RuntimeError: The agent is not safe to fork from any more.
+            RuntimeError: It is there, or the agent is not safe to fork from any more.
         """
+        if (there := self.ranks.get(rank)) is not None:
+            raise RuntimeError(f"rank {rank} is there already: process {there.identity.pid}")
         threads = list(Path("/proc/self/task").iterdir())
         if len(threads) != 1:
             raise RuntimeError(f"the agent has {len(threads)} threads; a forked rank could hang")

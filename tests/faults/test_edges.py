@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nbdist.errors import SessionError, TransferError
+from nbdist.sessions.recovery import RecoveryReport
 from nbdist.sessions.session import Session
 from tests.sessions.driving import finished, pids, ranks, statuses, values
 from tests.waiting import wait_until
@@ -136,6 +138,69 @@ def test_an_agent_that_meets_an_error_keeps_its_ranks(session: Session) -> None:
 
     assert values(session, SUM) == [3, 3, 3]
     assert session._processes.ask_state(20)
+
+
+# Several who want to recover ----------------------------------------------------------------------
+
+
+def at_once(*actions: Callable[[], object]) -> list[object]:
+    """Do all *actions* at once, in threads; return what came out or was raised, in their order."""
+    ready = threading.Barrier(len(actions))
+
+    def do(action: Callable[[], object]) -> object:
+        ready.wait()
+        try:
+            return action()
+        except SessionError as exc:
+            return exc
+
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return list(threads.map(do, actions))
+
+
+def births(session: Session, rank: int) -> list[int]:
+    """Return the pids of all processes that were made for *rank*."""
+    recorded = session._processes.folder.processes()
+    return [process.pid for role, process in recorded if role == f"rank {rank}"]
+
+
+def kill(session: Session, rank: int) -> None:
+    os.kill(pids(session)[rank], signal.SIGKILL)
+    wait_until(lambda: session.dead_ranks == (rank,), "the death to be known")
+
+
+def test_of_two_who_recover_at_once_one_makes_the_fresh_rank(session: Session) -> None:
+    for _ in range(3):
+        kill(session, 1)
+        before = births(session, 1)
+
+        reports = at_once(session.recover, session.recover, session.recover)
+
+        replaced = [report.replaced for report in reports if isinstance(report, RecoveryReport)]
+        assert sorted(replaced) == [(), (), (1,)], reports
+        assert len(births(session, 1)) == len(before) + 1
+        assert values(session, SUM) == [3, 3, 3]
+    assert values(session, "kept", "0,2") == [0, 20]
+
+
+def test_a_recovery_beside_a_restart_of_the_same_rank(session: Session) -> None:
+    kill(session, 1)
+
+    found = at_once(session.recover, partial(session.restart_ranks, "1"))
+
+    assert all(isinstance(each, RecoveryReport) for each in found), found
+    assert values(session, SUM) == [3, 3, 3]
+    assert values(session, "kept", "0,2") == [0, 20]
+
+
+def test_a_cell_that_is_sent_during_a_recovery_waits_for_it(session: Session) -> None:
+    kill(session, 1)
+    recovering = threading.Thread(target=session.recover)
+    recovering.start()
+    wait_until(lambda: session._recovery.open_meeting, "the ranks to be asked")
+
+    assert values(session, SUM) == [3, 3, 3]
+    recovering.join()
 
 
 # A store that does not answer ---------------------------------------------------------------------
