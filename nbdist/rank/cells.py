@@ -97,7 +97,7 @@ class CellRunner:
         )
         result: ExecutionResult | None = None
         try:
-            result = await self.interrupts.guard(cell)
+            result = await self.interrupts.guard(cell, _failure_of)
         finally:
             shell.events.trigger("post_execute")
             shell.events.trigger("post_run_cell", result)

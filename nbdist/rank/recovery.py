@@ -122,6 +122,7 @@ class Recovery:
         if self._support.abort and self._support.rebuild:
             self.lifeline.install(generation=generation)
             Rescue(self.guard, self.lifeline).start()
+        os.register_at_fork(after_in_child=self._leave)
         store = self._open_store()
         if meeting is None:
             self._make_world(torch_private.prefix_store(f"gen{generation}", store), device)
@@ -138,6 +139,11 @@ class Recovery:
             group_count=agreed.group_count,
         )
         self.guard.rebuilt()
+
+    def _leave(self) -> None:
+        """In a process that this rank has forked: it is none, and says nothing to the others."""
+        self.guard.set_mode("off")
+        self.lifeline.leave()
 
     def _make_world(self, store: Any, device: torch.device) -> None:
         dist.init_process_group(

@@ -93,6 +93,11 @@ class Lifeline:
         while self._undo:
             self._undo.pop()()
 
+    def leave(self) -> None:
+        """In a forked child: watch nothing, and leave the parent's threads alone."""
+        self._waiting.forget_helpers()
+        self.close()
+
     def _forget_waiter(self) -> None:
         self._hooks.waiter = None
 

@@ -68,6 +68,10 @@ class Waiting:
         while self._idle:
             self._idle.pop().close()
 
+    def forget_helpers(self) -> None:
+        """Count on no thread of before: in a forked child there are none."""
+        self._idle.clear()
+
     def look_at_groups(self) -> None:
         """Take note of the groups there are: on NCCL a wait with an end is another thing."""
         self._is_gloo_only = all(
