@@ -412,8 +412,9 @@ class Session:
         if dead:  # those whom a death frees may be on their way
             _wait_a_moment(lambda: not self.busy_ranks, FREED_S)
         if busy := self.busy_ranks:
+            still = "still run" if len(busy) > 1 else "still runs"
             raise SessionError(
-                f"{name_ranks(busy)} still run a cell: stop it (■), then `%dist recover` again.\n"
+                f"{name_ranks(busy)} {still} a cell: stop it (■), then `%dist recover` again.\n"
                 "`%dist status` says what they do."
             )
         began = time.monotonic()

@@ -86,7 +86,7 @@ def test_a_pull_that_hangs_in_c_keeps_nobody_but_its_rank(session: Session, tmp_
             f"(open('{tmp_path}/begun', 'w'), __import__('ctypes').PyDLL(None).sleep(12))", 0
         )
 
-    with pytest.raises(SessionError, match="rank 0 still run"):
+    with pytest.raises(SessionError, match="rank 0 still runs a cell"):
         session.recover()
     assert values(session, "kept", "1,2") == [10, 20]
     assert session.busy_ranks == (0,)  # all that was long before its call is over
@@ -239,11 +239,33 @@ def test_the_stop_button_ends_the_wait_for_a_store_that_does_not_answer(
     with suspended(session, "agent", "store"):
         finished(session, f"if rank == 1: 1 / 0\n{call}")
         run = session.run(SUM)
-        wait_until(lambda: session.busy_ranks == (0, 1, 2), "the cell to be sent")
-
-        assert not run.wait(0.5)
+        wait_until(partial(are_to_agree, session), "the ranks to wait for the store")
+        assert not run.done
         assert session.stop_run(run, "The cell was stopped") == ()
         assert statuses(run) == ["stopped"] * 3
 
     assert values(session, SUM) == [3, 3, 3]
     assert values(session, "kept") == [0, 10, 20]
+
+
+def are_to_agree(session: Session) -> bool:
+    return all("is to agree with the others" in state.state for state in session.states())
+
+
+# What the ranks are said to do --------------------------------------------------------------------
+
+
+def test_no_rank_is_called_idle_that_does_not_answer(session: Session) -> None:
+    victim = pids(session)[2]
+    finished(session, "loop = __import__('asyncio').get_running_loop()", 1)
+    finished(session, "handle = loop.call_later(0.3, time.sleep, 6)", 1)
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        wait_until(lambda: "no cell, but busy" in session.states()[1].state, "rank 1 to be busy")
+        found = [state.state for state in session.states()]
+    finally:
+        os.kill(victim, signal.SIGCONT)
+
+    assert found[0] == "idle"
+    assert found[2].startswith("no answer: stopped by SIGSTOP")
+    wait_until(lambda: {s.state for s in session.states()} == {"idle"}, "all to be idle again")
