@@ -258,6 +258,7 @@ class Snapshot:
         label: The running cell: ``In[12]``; ``None`` when it runs none.
         cell_id: Its id.
         seconds: For how long it has run.
+        outside: What keeps the main thread while no cell runs; empty where it waits for messages.
         stack: The main thread, from the cell's line down to where it is now; empty when idle.
         calls: Where it stands in each of its groups, as far as the guard is off and only torch's
             flight recorder knows it. With the guard on the shared table says so for all ranks.
@@ -269,6 +270,7 @@ class Snapshot:
     label: str | None = None
     cell_id: str | None = None
     seconds: float = 0.0
+    outside: str = ""
     stack: tuple[Frame, ...] = ()
     calls: tuple[GroupCall, ...] = ()
     gpu_bytes: int | None = None

@@ -45,6 +45,7 @@ from nbdist.rank import minder
 from nbdist.rank.children import (
     RankProcess,
     StoreKeeper,
+    is_stopped,
     json_lines,
     make_pipe,
     start_store_keeper,
@@ -136,6 +137,7 @@ class Agent:
                 self._do(key.data, key.fileobj)
             self._do(self._collect_exits)
             self._do(self._look_at_pipes)
+            self._do(self._look_at_store)
             self._look_at_kernel()
             self._look_at_controller()
 
@@ -338,8 +340,10 @@ class Agent:
             meeting: Where it meets those who are there already; ``None`` at the start.
 
         Raises:
-            RuntimeError: The agent is not safe to fork from any more.
+            RuntimeError: It is there, or the agent is not safe to fork from any more.
         """
+        if (there := self.ranks.get(rank)) is not None:
+            raise RuntimeError(f"rank {rank} is there already: process {there.identity.pid}")
         threads = list(Path("/proc/self/task").iterdir())
         if len(threads) != 1:
             raise RuntimeError(f"the agent has {len(threads)} threads; a forked rank could hang")
@@ -493,6 +497,12 @@ class Agent:
             return
         self._store = start_store_keeper(self.folder, self._forget_agent)
         self._push({"event": "store", "address": self._store.address})
+
+    def _look_at_store(self) -> None:
+        """Let a store keeper go on that a signal has stopped: all ranks would wait for it."""
+        if self._store is not None and is_stopped(self._store.pid):
+            logger.warning("the store keeper was stopped from outside, and is continued")
+            os.kill(self._store.pid, signal.SIGCONT)
 
     def _bury(self, rank: int) -> None:
         """Tell that a rank has ended, now that its minder has, and so all that came from it."""

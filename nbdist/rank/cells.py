@@ -22,7 +22,7 @@ from IPython.core.interactiveshell import ExecutionResult
 
 from nbdist import packing
 from nbdist.packing import ValueFolder
-from nbdist.rank.failures import describe
+from nbdist.rank.failures import chain_of, describe
 from nbdist.rank.interrupts import Interrupts
 from nbdist.rank.outputs import Recorder
 from nbdist.rank.recovery import Conclusion, Recovery
@@ -97,7 +97,7 @@ class CellRunner:
         )
         result: ExecutionResult | None = None
         try:
-            result = await self.interrupts.guard(cell)
+            result = await self.interrupts.guard(cell, _failure_of)
         finally:
             shell.events.trigger("post_execute")
             shell.events.trigger("post_run_cell", result)
@@ -154,9 +154,10 @@ class CellRunner:
         """Let go of the last error's frames, which would keep their tensors alive."""
         error = self.shell.last_exception
         self.shell.last_exception = None
-        while error is not None:
-            traceback.clear_frames(error.__traceback__) if error.__traceback__ else None
-            error.__traceback__, error = None, error.__cause__ or error.__context__
+        for link in [] if error is None else chain_of(error):
+            traceback.clear_frames(link.__traceback__)
+            # By the base class: a frozen dataclass refuses to be assigned to.
+            BaseException.with_traceback(link, None)
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
             if hasattr(sys, name):
                 delattr(sys, name)

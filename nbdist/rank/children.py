@@ -60,10 +60,7 @@ class RankProcess:
     @property
     def is_stopped(self) -> bool:
         """Whether a signal has stopped it (SIGSTOP), so that it cannot answer."""
-        try:
-            return bool(psutil.Process(self.identity.pid).status() == psutil.STATUS_STOPPED)
-        except psutil.Error:
-            return False
+        return is_stopped(self.identity.pid)
 
     def looks_stuck(self) -> bool:
         """Whether its pipe was more than half full at this look and the one before."""
@@ -146,6 +143,14 @@ def make_pipe() -> tuple[int, int]:
         logger.info("the pipe keeps its default size")  # beyond the user's limit of pipe pages
     os.set_blocking(output, False)
     return output, output_end
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a signal has stopped the process *pid*."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
 
 
 def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:

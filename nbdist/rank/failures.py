@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import linecache
 import traceback
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Literal
 
 from nbdist.errors import CollectiveError
 from nbdist.runtime.calls import CELL_PREFIXES, LIBRARY_PREFIXES
 from nbdist.wire import CellError, Frame
 
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
+MAX_LINKS = 50  # of a chain of exceptions, the last ones
 MAX_MEMBERS = 20  # of a group of exceptions
 MAX_MESSAGE = 20_000  # characters of an exception's own text
 
@@ -31,24 +33,49 @@ def describe(exception: BaseException, waited_for: int | None = None) -> CellErr
         exception: As it left the cell.
         waited_for: The rank whose failure this one is only a consequence of.
     """
-    return _describe(exception, waited_for, seen=set())
+    described: CellError | None = None
+    for link in reversed(list(islice(chain_of(exception, _shown_before), MAX_LINKS))):
+        described = CellError(
+            ename=type(link).__name__,
+            evalue=message_of(link),
+            frames=_frames(link),
+            cause=described,
+            link="cause" if link.__cause__ is not None else "context",
+            waited_for=waited_for if link is exception else None,
+        )
+    assert described is not None  # the exception itself is the first of its chain
+    return described
 
 
-def _describe(exception: BaseException, waited_for: int | None, seen: set[int]) -> CellError:
-    seen.add(id(exception))
-    link: Literal["cause", "context"] = "cause" if exception.__cause__ is not None else "context"
-    previous = exception.__cause__
-    if previous is None and not exception.__suppress_context__:
-        previous = exception.__context__
-    is_new = previous is not None and id(previous) not in seen
-    return CellError(
-        ename=type(exception).__name__,
-        evalue=message_of(exception),
-        frames=_frames(exception),
-        cause=_describe(previous, None, seen) if previous is not None and is_new else None,
-        link=link,
-        waited_for=waited_for,
-    )
+def chain_of(
+    exception: BaseException,
+    before: Callable[[BaseException], Iterable[BaseException | None]] = lambda exception: (
+        exception.__cause__,
+        exception.__context__,
+    ),
+) -> Iterator[BaseException]:
+    """Yield *exception* and what led to it, each once: ``raise e from e`` leads back to itself.
+
+    Args:
+        exception: The last.
+        before: Returns what directly led to one; causes and contexts by default, shown or not.
+    """
+    ahead: list[BaseException | None] = [exception]
+    seen: set[int] = set()
+    while ahead:
+        link = ahead.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        ahead += reversed([*before(link)])
+
+
+def _shown_before(exception: BaseException) -> list[BaseException | None]:
+    """Return what Python shows above *exception*."""
+    if exception.__cause__ is not None or exception.__suppress_context__:
+        return [exception.__cause__]
+    return [exception.__context__]
 
 
 def frames_of(frame: FrameType | None) -> tuple[Frame, ...]:

@@ -8,11 +8,15 @@ is suspended in an ``await`` is cancelled instead; outside of cells nothing happ
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from types import FrameType
 from typing import Any
+
+from nbdist.rank.failures import chain_of
+from nbdist.rank.forks import end_child
 
 
 class Interrupts:
@@ -85,9 +89,18 @@ class Interrupts:
         if self._task is not None:
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
-    def guard(self, coroutine: Coroutine[Any, Any, Any]) -> Guarded:
-        """Return an awaitable that runs *coroutine* and lets SIGINT raise inside it."""
-        return Guarded(self, coroutine)
+    def guard(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        failure_of: Callable[[Any], BaseException | None] = lambda _: None,
+    ) -> Guarded:
+        """Return an awaitable that runs *coroutine* and lets SIGINT raise inside it.
+
+        Args:
+            coroutine: Runs the user's code. A process that this forks ends with it.
+            failure_of: Finds in what *coroutine* returns how that code failed.
+        """
+        return Guarded(self, coroutine, failure_of)
 
 
 class Guarded:
@@ -97,21 +110,43 @@ class Guarded:
     loop of the engine with it.
     """
 
-    def __init__(self, interrupts: Interrupts, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(
+        self,
+        interrupts: Interrupts,
+        coroutine: Coroutine[Any, Any, Any],
+        failure_of: Callable[[Any], BaseException | None],
+    ) -> None:
         self._interrupts = interrupts
         self._coroutine = coroutine
+        self._failure_of = failure_of
+        self._pid = os.getpid()
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        step, argument = self._coroutine.send, None
+        argument: Any = None
+        step = self._coroutine.send
         while True:
             try:
                 awaited = self._armed(step, argument)
             except StopIteration as over:
+                if self._is_forked:
+                    end_child(self._failure_of(over.value))
                 return over.value
+            except BaseException as exc:
+                if self._is_forked:
+                    end_child(exc)
+                raise
+            if self._is_forked:  # the loop would go on with what is the rank's to answer
+                refusal = RuntimeError("A process that a cell has forked cannot await.")
+                step, argument = self._coroutine.throw, refusal
+                continue
             try:
                 step, argument = self._coroutine.send, (yield awaited)
             except BaseException as exc:  # noqa: BLE001 - handed into the coroutine, whose it is
                 step, argument = self._coroutine.throw, exc
+
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
 
     def _armed(self, step: Any, argument: Any) -> Any:
         self._interrupts._is_armed = True
@@ -128,9 +163,5 @@ def is_hidden(failure: BaseException) -> bool:
 
 def has_interrupt(failure: BaseException) -> bool:
     """Whether *failure* is an interrupt, or came up while one was handled."""
-    link: BaseException | None = failure
-    while link is not None:
-        if isinstance(link, (KeyboardInterrupt, asyncio.CancelledError)) or is_hidden(link):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
+    interrupts = (KeyboardInterrupt, asyncio.CancelledError)
+    return any(isinstance(link, interrupts) or is_hidden(link) for link in chain_of(failure))

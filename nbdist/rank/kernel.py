@@ -15,8 +15,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -44,6 +46,11 @@ from nbdist.rank.shell import CellCompiler, RankShell
 from nbdist.wire import AgentSpec, Snapshot
 
 PATIENCE_S = 0.3  # until an interrupt that Python does not see means a native call
+REST_S = 0.2  # within which a main thread that has nothing to do is seen so
+OUTSIDE = {  # what a main thread does without a cell, by the function it is in
+    "on_recover": "is to agree with the others to go on",
+    "on_values": "moves values",
+}
 
 
 def without_debugger() -> None:
@@ -261,11 +268,23 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             label=label,
             cell_id=self.runner.cell_id,
             seconds=time.time() - since if label else 0.0,
+            outside="" if label else self._busy_outside(),
             stack=frames_of(_main_frame()) if label else (),
             calls=self.recovery.unguarded_calls,
             gpu_bytes=torch.cuda.memory_allocated() if torch.cuda.is_initialized() else None,
         )
         self._reply(stream, f"{wire.SNAPSHOT_REQUEST}_reply", asdict(snapshot), parent, ident)
+
+    def _busy_outside(self) -> str:
+        """Say what the main thread does where it runs no cell; empty once it waits for messages."""
+        deadline = time.monotonic() + REST_S
+        while not _waits_for_messages(frame := _main_frame()):
+            if time.monotonic() > deadline:
+                names = {below.f_code.co_name for below, _ in traceback.walk_stack(frame)}
+                where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "C"
+                return next((does for name, does in OUTSIDE.items() if name in names), where)
+            time.sleep(REST_S / 20)
+        return ""
 
     def on_trace(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Say what this rank has called, and when."""
@@ -306,6 +325,13 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
 
     def post_handler_hook(self) -> None:
         """Leave SIGINT to `Interrupts`."""
+
+
+def _waits_for_messages(frame: FrameType | None) -> bool:
+    """Whether a main thread that is at *frame* is in asyncio's loop, with nothing to do."""
+    if frame is None or frame.f_back is None:
+        return False
+    return (frame.f_code.co_name, frame.f_back.f_code.co_name) == ("select", "_run_once")
 
 
 def _main_frame() -> FrameType | None:

@@ -151,6 +151,10 @@ class Recorder:
 
     def show(self, output: Display | Clear) -> None:
         """Take a display, an update of one, or ``clear_output``."""
+        if self._is_forked:  # only text passes through the pipe
+            if isinstance(output, Display):
+                self.write("stdout", f"{output.data.get('text/plain', '')}\n")
+            return
         with self._lock:
             if self._is_ours():
                 self.take_pipe()

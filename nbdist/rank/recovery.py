@@ -73,7 +73,7 @@ class Recovery:
         self._address = store_address
         self._timeout = timedelta(seconds=spec.config["timeout_s"])
         # Of its own: an abort cuts the store that the groups use.
-        self._meeting_store = torch_private.open_store(*store_address, self._timeout)
+        self._meeting_store = lifeline.meeting_store(*store_address, self._timeout)
         self._support = torch_private.probe()
         self._aborted_before: str | None = None
         self._is_half_built = False
@@ -122,21 +122,28 @@ class Recovery:
         if self._support.abort and self._support.rebuild:
             self.lifeline.install(generation=generation)
             Rescue(self.guard, self.lifeline).start()
+        os.register_at_fork(after_in_child=self._leave)
         store = self._open_store()
         if meeting is None:
             self._make_world(torch_private.prefix_store(f"gen{generation}", store), device)
             dist.all_reduce(torch.ones(1, device=device))
             self.guard.take_counts()
             return
-        self.guard.resync(self._meeting_store, meeting, is_broken=True)
+        agreed = self.guard.resync(self._meeting_store, meeting, is_broken=True)
         self.lifeline.join(
             lambda store: self._make_world(store, device),
             store,
             generation,
             rank=self._rank,
             world_size=self._spec.world_size,
+            group_count=agreed.group_count,
         )
         self.guard.rebuilt()
+
+    def _leave(self) -> None:
+        """In a process that this rank has forked: it is none, and says nothing to the others."""
+        self.guard.set_mode("off")
+        self.lifeline.leave()
 
     def _make_world(self, store: Any, device: torch.device) -> None:
         dist.init_process_group(
@@ -284,7 +291,7 @@ class Recovery:
             return False
         host, port = store_address
         self._address = (host, port)
-        self._meeting_store = torch_private.open_store(host, port, self._timeout)
+        self._meeting_store = self.lifeline.meeting_store(host, port, self._timeout)
         os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
         return True
 

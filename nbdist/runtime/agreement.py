@@ -1,7 +1,7 @@
 """Let the ranks agree to go on after a failure.
 
-    every rank: its numbers, how many of its calls went native ──▶ store ──▶ the highest numbers,
-                                                                             which groups differ
+    every rank: its numbers, how many of its calls went native, ──▶ store ──▶ the highest numbers,
+                how many groups it has made                                   which groups differ
 
 Uses no process group. What was cancelled before is over afterwards.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbdist.errors import CollectiveTimeout
+from nbdist.runtime import torch_private
 from nbdist.runtime.known_groups import KnownGroups
 from nbdist.runtime.meeting import StoreLike, wait_for_key
 from nbdist.runtime.messages import Messages
@@ -33,10 +34,12 @@ class Resync:
         damaged: Names of the groups whose native calls do not match any more: one rank has started
             a call that another never will.
         is_broken: The groups of some rank were cut off.
+        group_count: How many groups were made so far; torch names the next one after it.
     """
 
     damaged: tuple[str, ...] = ()
     is_broken: bool = False
+    group_count: int = 0
 
     @property
     def needs_rebuild(self) -> bool:
@@ -74,15 +77,19 @@ class Agreement:
         ranks = range(self._table.world_size)
         states = [self._read(store, f"{tag}/{rank}", rank, mine["cut"]) for rank in ranks]
         damaged = self._adopt(states)
+        group_count = max(state["groups"] for state in states)
+        if torch_private.living_groups():  # a fresh rank's first is the world, named as theirs was
+            torch_private.set_group_count(group_count)
         self._outlook.agree(max(state["cut"] for state in states))
-        return Resync(damaged, any(state["broken"] for state in states))
+        return Resync(damaged, any(state["broken"] for state in states), group_count)
 
     def _state(self) -> dict[str, Any]:
         self._groups.release_destroyed()
         slots = [(group.key, group.slot, group.me) for group in self._groups.guarded()]
         slots += [(c.slot.key, c.slot, c.me) for c in self._messages.channels()]
         entries = {key.to_text(): [slot.seq(me), slot.issued(me)] for key, slot, me in slots}
-        return {"cut": self._table.epoch, "slots": entries}
+        made = torch_private.group_count()
+        return {"cut": self._table.epoch, "slots": entries, "groups": made}
 
     def _read(self, store: StoreLike, key: str, rank: int, cut: int) -> dict[str, Any]:
         def look() -> None:

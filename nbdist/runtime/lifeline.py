@@ -21,6 +21,7 @@ NCCL's half has never run on a GPU; see `NCCL` of `backends`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 import time
@@ -34,7 +35,7 @@ from nbdist.runtime import torch_private
 from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
-from nbdist.runtime.meeting import GroupRecipe, Meeting, recipe_of
+from nbdist.runtime.meeting import GroupRecipe, Meeting, MeetingStore, recipe_of
 from nbdist.runtime.sockets import Sockets, all_sockets, new_sockets, shut_down
 from nbdist.runtime.torch_private import ProcessGroup, Store
 from nbdist.runtime.waiting import Waiting
@@ -83,6 +84,7 @@ class Lifeline:
             self._waiting.close,
             self._forget_waiter,
             torch_private.wrap_group_maker(self._watched),
+            torch_private.replace_connect(self._connect),
             torch_private.watch_ddp(self._ddp_modules.add),
         ]
 
@@ -90,6 +92,11 @@ class Lifeline:
         """Watch nothing any more; may be called twice."""
         while self._undo:
             self._undo.pop()()
+
+    def leave(self) -> None:
+        """In a forked child: watch nothing, and leave the parent's threads alone."""
+        self._waiting.forget_helpers()
+        self.close()
 
     def _forget_waiter(self) -> None:
         self._hooks.waiter = None
@@ -101,11 +108,18 @@ class Lifeline:
 
     def open_store(self, host: str, port: int, timeout: timedelta) -> Store:
         """Connect to the store; an abort frees those who wait in it, too."""
-        before = all_sockets()
-        store = torch_private.open_store(host, port, timeout)
+        before, opened = all_sockets(), list[Store]()
+        self._waiting.apart_from_groups(
+            lambda: opened.append(torch_private.open_store(host, port, timeout))
+        )
         with self._lock:
             self._store_sockets = new_sockets(before)
-        return store
+        return opened[0]
+
+    def meeting_store(self, host: str, port: int, timeout: timedelta) -> MeetingStore:
+        """Return a connection to the same store that an abort leaves alone."""
+        connect = functools.partial(torch_private.open_store, host, port, timeout)
+        return MeetingStore(connect, self._waiting.apart_from_groups)
 
     # Cutting off: any thread ------------------------------------------------------------------
 
@@ -213,6 +227,7 @@ class Lifeline:
         *,
         rank: int,
         world_size: int,
+        group_count: int,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
         """Be a fresh rank among others that `rebuild`: make the world's group, then all others.
@@ -223,6 +238,7 @@ class Lifeline:
             generation: That of the rebuild.
             rank: Of this process.
             world_size: Number of ranks.
+            group_count: How many groups the others have made so far.
             timeout_s: How long to wait for the other ranks.
         """
         self._begin(generation)
@@ -239,7 +255,7 @@ class Lifeline:
                     recipe.description,
                     timedelta(seconds=recipe.timeout_s),
                 )
-        torch_private.set_group_count(meeting.group_count)
+        torch_private.set_group_count(group_count)
         meeting.wait("made", "")
 
     def reset_modules(self, *, patience_s: float = REDUCE_PATIENCE_S) -> None:
@@ -290,6 +306,18 @@ class Lifeline:
             return made
 
         return make_watched_group
+
+    def _connect(self, connect: Callable[[], None]) -> None:
+        """Connect a backend with its peers in a thread: one that has given up would never come.
+
+        A wait for it has no socket yet that an abort could shut. Who is left in it may hold the
+        store, and the group is made on some ranks only: all are made anew.
+        """
+
+        def left() -> None:
+            self.abort("The making of a group was interrupted.", generation=self.generation)
+
+        self._waiting.apart(connect, left)
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:

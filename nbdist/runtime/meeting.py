@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from nbdist.errors import RebuildError
 from nbdist.runtime import torch_private
@@ -18,6 +18,8 @@ from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.torch_private import ProcessGroup, Store
 
 POLL_S = (0.0005, 0.01)
+
+Answer = TypeVar("Answer")
 
 
 class StoreLike(Protocol):
@@ -31,6 +33,52 @@ class StoreLike(Protocol):
 
     def check(self, keys: list[str]) -> bool:
         """Say whether all *keys* were written."""
+
+
+class MeetingStore:
+    """A store that a signal gets everybody out of, also when its keeper does not answer.
+
+    Args:
+        connect: Makes a connection to the store.
+        apart: Does what may never end, where a signal reaches who waits for it.
+    """
+
+    def __init__(
+        self, connect: Callable[[], StoreLike], apart: Callable[[Callable[[], object]], None]
+    ) -> None:
+        self._connect, self._apart = connect, apart
+        self._store: StoreLike | None = None
+
+    def __repr__(self) -> str:
+        return f"<MeetingStore {'not ' if self._store is None else ''}connected>"
+
+    def set(self, key: str, value: str) -> None:
+        """Write *value*."""
+        self._ask(lambda store: store.set(key, value))
+
+    def get(self, key: str) -> bytes:
+        """Return what was written."""
+        return self._ask(lambda store: store.get(key))
+
+    def check(self, keys: list[str]) -> bool:
+        """Say whether all *keys* were written."""
+        return self._ask(lambda store: store.check(keys))
+
+    def _ask(self, question: Callable[[StoreLike], Answer]) -> Answer:
+        """Ask over the connection there is, over a new one where somebody was left in the old."""
+        store, found = self._store, list[tuple[StoreLike, Answer]]()
+
+        def ask() -> None:
+            connection = self._connect() if store is None else store
+            found.append((connection, question(connection)))
+
+        try:
+            self._apart(ask)
+        except BaseException:
+            self._store = None
+            raise
+        self._store, answer = found[0]
+        return answer
 
 
 def wait_for_key(store: StoreLike, key: str, deadline: float, look: Callable[[], None]) -> bool:
@@ -79,7 +127,6 @@ class Meeting:
     ) -> None:
         self._store, self._rank, self._size = store, rank, size
         self._timeout_s, self._check = timeout_s, check
-        self.group_count = 0
 
     def wait(self, name: str, message: str) -> list[str]:
         """Wait until every rank is at *name*; return what each of them brought."""
@@ -101,14 +148,8 @@ class Meeting:
 
         A fresh rank has none yet (``None``) and takes what the others have.
         """
-        mine = {
-            "count": torch_private.group_count(),
-            "groups": None if recipes is None else [asdict(recipe) for recipe in recipes],
-        }
+        mine = {"groups": None if recipes is None else [asdict(recipe) for recipe in recipes]}
         states = [json.loads(state) for state in self.wait("groups", json.dumps(mine))]
-        self.group_count = max(state["count"] for state in states)
-        if recipes is not None:  # a fresh rank's first group is the world, named as theirs was
-            torch_private.set_group_count(self.group_count)
         fresh = {rank for rank, state in enumerate(states) if state["groups"] is None}
         found: dict[tuple[str, tuple[int, ...]], GroupRecipe] = {}
         holders: dict[tuple[str, tuple[int, ...]], set[int]] = {}

@@ -106,6 +106,7 @@ def _wanted() -> list[tuple[str, str]]:
         ("abort", "_C._distributed_c10d.Work._get_op_type"),
         ("abort", "_C._distributed_c10d.PythonCallbackWork"),
         ("abort", "_C._distributed_c10d._create_work_from_future"),
+        ("abort", "distributed.distributed_c10d.ProcessGroupGloo.__init__"),
         ("rebuild", f"{group}.boxed"),
         ("rebuild", f"{group}._set_group_desc"),
         ("rebuild", f"{group}._register_backend"),
@@ -223,6 +224,23 @@ def replace_wait(wait: Callable[..., bool]) -> Callable[[], None]:
 
     def undo() -> None:
         changed.wait = original
+
+    return undo
+
+
+def replace_connect(around: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
+    """Have every gloo backend connect with its peers inside *around*; return what ends that."""
+    changed: Any = c10d.ProcessGroupGloo
+    original = changed.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        around(lambda: original(self, *args, **kwargs))
+
+    changed.__init__ = init
+
+    def undo() -> None:
+        changed.__init__ = original
 
     return undo
 

@@ -4,6 +4,7 @@
                                ▲       └───────▶ not over: were we cut off? SIGINT? ──▶ raise
                                └──────────────── no
     C++ that waits ◀── a `Work` of ours ◀── native one        (DDP's reducer, functional, coalesced)
+    messages, connecting, the store of the meetings ──▶ in a thread; who waits looks up likewise
 
 The end of a connection should be enough to free a call of gloo, and often is. But gloo tells it
 only to what waits in a queue (`Pair::signalException`, read in April 2026): a buffer that is half
@@ -67,6 +68,10 @@ class Waiting:
         while self._idle:
             self._idle.pop().close()
 
+    def forget_helpers(self) -> None:
+        """Count on no thread of before: in a forked child there are none."""
+        self._idle.clear()
+
     def look_at_groups(self) -> None:
         """Take note of the groups there are: on NCCL a wait with an end is another thing."""
         self._is_gloo_only = all(
@@ -118,10 +123,38 @@ class Waiting:
 
         When a native wait for a message ends by its timeout, gloo closes all connections.
         """
+        self.apart(lambda: self._native_wait(work))
+
+    def apart(self, action: Callable[[], object], left: Callable[[], object] = bool) -> None:
+        """Do *action* in a thread, and wait for it here, where an abort and a signal are felt.
+
+        Args:
+            action: What is native and may never end.
+            left: Called when it was left behind, still under way.
+
+        Raises:
+            CollectiveAborted: The groups were cut off, and it has not noticed.
+        """
+        self._do_apart(action, left, lambda answer: self._check(lambda: answer.wait(GRACE_S / 20)))
+
+    def apart_from_groups(self, action: Callable[[], object]) -> None:
+        """Do *action* likewise where it has nothing to do with groups: only a signal ends it."""
+        self._do_apart(action, bool, bool)
+
+    def _do_apart(
+        self,
+        action: Callable[[], object],
+        left: Callable[[], object],
+        look: Callable[[_Answer], object],
+    ) -> None:
         helper = self._idle.pop() if self._idle else _Helper()
-        answer = helper.ask(lambda: self._native_wait(work))
-        while not answer.wait(SLICE_S):
-            self._check(lambda: answer.wait(GRACE_S / 20))
+        answer = helper.ask(action)
+        try:
+            while not answer.wait(SLICE_S):
+                look(answer)
+        except BaseException:
+            left()
+            raise
         self._idle.append(helper)  # one that is left in a wait ends with it
         if answer.error is not None:
             raise answer.error

@@ -7,12 +7,13 @@ Session.interrupt              reaches the code that runs now
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from nbdist import wire
 from nbdist.config import Config
@@ -49,6 +50,22 @@ NUMBERS_OF_A_KERNEL = 10**6  # of agreements; the next kernel of the session beg
 
 RankSpec = str | int | Sequence[int] | None
 
+P = ParamSpec("P")
+Returned = TypeVar("Returned")
+
+
+def _one_at_a_time(
+    method: Callable[Concatenate[Session, P], Returned],
+) -> Callable[Concatenate[Session, P], Returned]:
+    """Let no other thread tell the ranks anything meanwhile: two would replace one rank twice."""
+
+    @functools.wraps(method)
+    def wait_and_call(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> Returned:
+        with session._asking:
+            return method(session, *args, **kwargs)
+
+    return wait_and_call
+
 
 class Session:
     """A running set of ranks. Made by `nbdist.start`; a context manager that stops it.
@@ -76,6 +93,7 @@ class Session:
         self._silent_since_loss: set[int] = set()  # nobody knows which of their replies got lost
         self.restored: tuple[Run, ...] = ()  # cells that ran when another kernel lost the session
         self._lock = threading.Lock()
+        self._asking = threading.RLock()  # see `_one_at_a_time`
         self._is_stopped = False
         self._exchange = Exchange(
             client,
@@ -165,6 +183,7 @@ class Session:
 
     # Cells ------------------------------------------------------------------------------------
 
+    @_one_at_a_time
     def run(
         self,
         code: str,
@@ -266,6 +285,7 @@ class Session:
 
         return hear
 
+    @_one_at_a_time
     def _settle_first(self) -> None:
         """Let all ranks agree to go on after a failure, before what is sent to them next.
 
@@ -414,11 +434,13 @@ class Session:
 
     # After a failure --------------------------------------------------------------------------
 
+    @_one_at_a_time
     def recover(self, *, source: int | None = None, also: Sequence[str] = ()) -> RecoveryReport:
         """Put a fresh rank in the place of each dead one; the others keep all they have.
 
         A fresh rank gets from the others what all of these have alike. Also lets the ranks agree to
-        go on after a failed cell, which the next cell does anyway.
+        go on after a failed cell, which the next cell does anyway. Any thread may call; while one
+        replaces ranks, another that wants the same, or to run a cell, waits for it.
 
         Args:
             source: The rank to copy from; the lowest survivor when ``None``.
@@ -440,8 +462,9 @@ class Session:
         if dead:  # those whom a death frees may be on their way
             _wait_a_moment(lambda: not self.busy_ranks, FREED_S)
         if busy := self.busy_ranks:
+            still = "still run" if len(busy) > 1 else "still runs"
             raise SessionError(
-                f"{name_ranks(busy)} still run a cell: stop it (■), then `%dist recover` again.\n"
+                f"{name_ranks(busy)} {still} a cell: stop it (■), then `%dist recover` again.\n"
                 "`%dist status` says what they do."
             )
         began = time.monotonic()
@@ -467,6 +490,7 @@ class Session:
         wanted = self.config.recover == "auto" and self.dead_ranks and self.living_ranks
         return self.recover() if wanted and not self.busy_ranks else None
 
+    @_one_at_a_time
     def restart_ranks(self, ranks: RankSpec) -> RecoveryReport:
         """End *ranks*, whatever they do, and put fresh ones in their place.
 

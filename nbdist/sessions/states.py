@@ -22,7 +22,8 @@ class RankState:
     Attributes:
         rank: Which.
         pid: Its process.
-        state: ``idle``, ``running In[3] for 2 s``, ``dead: ...`` or ``no answer: ...``.
+        state: ``idle``, ``running In[3] for 2 s``, ``no cell, but busy: ...``, ``dead: ...`` or
+            ``no answer: ...``.
         memory_bytes: Resident memory of the process; ``None`` when it is dead.
         gpu_bytes: CUDA memory that torch has allocated; ``None`` without CUDA.
     """
@@ -67,7 +68,7 @@ def _state(
         return RankState(rank, pid, "out of reach", _resident_bytes(pid))
     if snapshot is None:
         return RankState(rank, pid, f"no answer: {_why_silent(pid)}", _resident_bytes(pid))
-    state = "idle"
+    state = f"no cell, but busy: {snapshot.outside}" if snapshot.outside else "idle"
     if snapshot.label is not None:
         state = f"running {snapshot.label} for {snapshot.seconds:.0f} s"
     return RankState(rank, pid, state, _resident_bytes(pid), snapshot.gpu_bytes)

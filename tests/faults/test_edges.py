@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nbdist.errors import SessionError, TransferError
+from nbdist.sessions.recovery import RecoveryReport
 from nbdist.sessions.session import Session
 from tests.sessions.driving import finished, pids, ranks, statuses, values
 from tests.waiting import wait_until
@@ -84,7 +86,7 @@ def test_a_pull_that_hangs_in_c_keeps_nobody_but_its_rank(session: Session, tmp_
             f"(open('{tmp_path}/begun', 'w'), __import__('ctypes').PyDLL(None).sleep(12))", 0
         )
 
-    with pytest.raises(SessionError, match="rank 0 still run"):
+    with pytest.raises(SessionError, match="rank 0 still runs a cell"):
         session.recover()
     assert values(session, "kept", "1,2") == [10, 20]
     assert session.busy_ranks == (0,)  # all that was long before its call is over
@@ -136,3 +138,134 @@ def test_an_agent_that_meets_an_error_keeps_its_ranks(session: Session) -> None:
 
     assert values(session, SUM) == [3, 3, 3]
     assert session._processes.ask_state(20)
+
+
+# Several who want to recover ----------------------------------------------------------------------
+
+
+def at_once(*actions: Callable[[], object]) -> list[object]:
+    """Do all *actions* at once, in threads; return what came out or was raised, in their order."""
+    ready = threading.Barrier(len(actions))
+
+    def do(action: Callable[[], object]) -> object:
+        ready.wait()
+        try:
+            return action()
+        except SessionError as exc:
+            return exc
+
+    with ThreadPoolExecutor(len(actions)) as threads:
+        return list(threads.map(do, actions))
+
+
+def births(session: Session, rank: int) -> list[int]:
+    """Return the pids of all processes that were made for *rank*."""
+    recorded = session._processes.folder.processes()
+    return [process.pid for role, process in recorded if role == f"rank {rank}"]
+
+
+def kill(session: Session, rank: int) -> None:
+    os.kill(pids(session)[rank], signal.SIGKILL)
+    wait_until(lambda: session.dead_ranks == (rank,), "the death to be known")
+
+
+def test_of_two_who_recover_at_once_one_makes_the_fresh_rank(session: Session) -> None:
+    for _ in range(3):
+        kill(session, 1)
+        before = births(session, 1)
+
+        reports = at_once(session.recover, session.recover, session.recover)
+
+        replaced = [report.replaced for report in reports if isinstance(report, RecoveryReport)]
+        assert sorted(replaced) == [(), (), (1,)], reports
+        assert len(births(session, 1)) == len(before) + 1
+        assert values(session, SUM) == [3, 3, 3]
+    assert values(session, "kept", "0,2") == [0, 20]
+
+
+def test_a_recovery_beside_a_restart_of_the_same_rank(session: Session) -> None:
+    kill(session, 1)
+
+    found = at_once(session.recover, partial(session.restart_ranks, "1"))
+
+    assert all(isinstance(each, RecoveryReport) for each in found), found
+    assert values(session, SUM) == [3, 3, 3]
+    assert values(session, "kept", "0,2") == [0, 20]
+
+
+def test_a_cell_that_is_sent_during_a_recovery_waits_for_it(session: Session) -> None:
+    kill(session, 1)
+    recovering = threading.Thread(target=session.recover)
+    recovering.start()
+    wait_until(lambda: session._recovery.open_meeting, "the ranks to be asked")
+
+    assert values(session, SUM) == [3, 3, 3]
+    recovering.join()
+
+
+# A store that does not answer ---------------------------------------------------------------------
+
+
+@contextmanager
+def suspended(session: Session, *roles: str) -> Iterator[None]:
+    """Stop processes of the session from outside; the agent first, where it is one of them."""
+    found = [session._processes.folder.process(role) for role in roles]
+    suspended = [process.pid for process in found if process is not None]
+    assert len(suspended) == len(roles)
+    for pid in suspended:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in suspended:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_store_keeper_that_was_stopped_keeps_nobody(session: Session) -> None:
+    with suspended(session, "store"):
+        finished(session, "if rank == 1: 1 / 0\ndist.barrier()")
+
+        assert values(session, SUM) == [3, 3, 3]
+        assert values(session, f"g = dist.new_group([0, 1, 2]); {SUM}") == [3, 3, 3]
+    assert values(session, "kept") == [0, 10, 20]
+
+
+@pytest.mark.parametrize(
+    "call", ["dist.barrier()", "dist.all_reduce(torch.ones(1), async_op=True).wait()"]
+)
+def test_the_stop_button_ends_the_wait_for_a_store_that_does_not_answer(
+    session: Session, call: str
+) -> None:
+    with suspended(session, "agent", "store"):
+        finished(session, f"if rank == 1: 1 / 0\n{call}")
+        run = session.run(SUM)
+        wait_until(partial(are_to_agree, session), "the ranks to wait for the store")
+        assert not run.done
+        assert session.stop_run(run, "The cell was stopped") == ()
+        assert statuses(run) == ["stopped"] * 3
+
+    assert values(session, SUM) == [3, 3, 3]
+    assert values(session, "kept") == [0, 10, 20]
+
+
+def are_to_agree(session: Session) -> bool:
+    return all("is to agree with the others" in state.state for state in session.states())
+
+
+# What the ranks are said to do --------------------------------------------------------------------
+
+
+def test_no_rank_is_called_idle_that_does_not_answer(session: Session) -> None:
+    victim = pids(session)[2]
+    finished(session, "loop = __import__('asyncio').get_running_loop()", 1)
+    finished(session, "handle = loop.call_later(0.3, time.sleep, 6)", 1)
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        wait_until(lambda: "no cell, but busy" in session.states()[1].state, "rank 1 to be busy")
+        found = [state.state for state in session.states()]
+    finally:
+        os.kill(victim, signal.SIGCONT)
+
+    assert found[0] == "idle"
+    assert found[2].startswith("no answer: stopped by SIGSTOP")
+    wait_until(lambda: {s.state for s in session.states()} == {"idle"}, "all to be idle again")

@@ -97,6 +97,18 @@ def test_what_had_arrived_of_a_dead_rank_is_not_told_twice(run_folder: Path) -> 
         assert printed(run) == "early\nlate\n"
 
 
+def test_a_rank_that_is_there_is_not_made_again(run_folder: Path) -> None:
+    with ranks(2) as session:
+        before, processes = pids(session), session._processes
+
+        processes.link.send("spawn", rank=1, generation=5, meeting="settle/5")
+        wait_until(lambda: processes.not_spawned, "the answer of the agent")
+
+        assert "rank 1 is there already" in processes.not_spawned[1]
+        assert pids(session) == before
+        assert values(session, "nbdist.all_reduce(1)") == [2, 2]
+
+
 def test_a_rank_that_dies_while_idle_is_known_at_once(run_folder: Path) -> None:
     with ranks(3) as session:
         finished(session, "kept = rank + 5")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 from nbdist.errors import CellFailed
 from nbdist.sessions.session import Session
 from tests.sessions.driving import error, finished, pids, printed, ranks, statuses, values
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks
 
@@ -150,6 +152,52 @@ def test_the_tensors_of_an_error_are_free_once_the_next_cell_begins(session: Ses
     finished(session, fail + "hold()")
 
     assert values(session, "refs[0]() is None") == [True, True]
+
+
+CYCLES = {
+    "its own cause": "try: 1 / 0\nexcept Exception as e: raise e from e",
+    "two that led to each other": (
+        "a, b = ValueError('a'), TypeError('b')\na.__context__, b.__context__ = b, a\nraise a"
+    ),
+    "the cause of its cause": "a, b = ValueError(), TypeError()\nb.__cause__ = a\nraise a from b",
+}
+
+
+@pytest.mark.parametrize("code", CYCLES.values(), ids=CYCLES.keys())
+def test_an_error_that_led_to_itself_costs_nothing(session: Session, code: str) -> None:
+    finished(session, "kept = [rank]")
+
+    run = finished(session, code)
+
+    assert statuses(run) == ["error", "error"]
+    assert values(session, "nbdist.all_reduce(1), kept") == [(2, [0]), (2, [1])]
+
+
+def test_an_error_that_led_to_itself_may_answer_the_stop_button(session: Session) -> None:
+    finished(session, "kept = [rank]")
+    run = session.run(
+        "import time\nprint('waits', flush=True)\n"
+        "try: time.sleep(60)\nexcept BaseException: e = ValueError(); raise e from e"
+    )
+    for rank in run.ranks:
+        wait_until(partial(printed, run, rank), f"rank {rank} to sleep")
+
+    stuck = session.stop_run(run, "The cell was stopped")
+
+    assert stuck == ()
+    assert statuses(run) == ["stopped", "stopped"]
+    assert values(session, "nbdist.all_reduce(1), kept") == [(2, [0]), (2, [1])]
+
+
+def test_an_error_that_cannot_be_changed_costs_nothing(session: Session) -> None:
+    frozen = (
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\nclass Cold(Exception): n: int"
+    )
+    finished(session, f"{frozen}\ndef fail(): raise Cold(3)")
+
+    # Not out of the cell's own line: to add that to its traceback changes it, too.
+    assert statuses(finished(session, "fail()")) == ["error", "error"]
+    assert values(session, "nbdist.all_reduce(1)") == [2, 2]
 
 
 def test_cells_that_wait_behind_an_error_still_run(session: Session) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbdist.rank.failures import MAX_FRAMES, MAX_MESSAGE, describe, is_cell
+from nbdist.rank.failures import MAX_FRAMES, MAX_LINKS, MAX_MESSAGE, chain_of, describe, is_cell
 from nbdist.wire import CellError
 
 LABEL = "In[3]"
@@ -194,3 +194,35 @@ def test_describing_keeps_no_frame_alive() -> None:
     describe(run_cell("def f():\n    b = Big(); note(b); 1 / 0\nf()", Big=Big, note=note))
 
     assert references[0]() is None
+
+
+# What led to it -----------------------------------------------------------------------------------
+
+
+def test_a_chain_that_bites_its_tail_is_told_once() -> None:
+    error = failed("try:\n    1 / 0\nexcept Exception as e:\n    raise e from e")
+
+    assert (error.ename, error.cause) == ("ZeroDivisionError", None)
+
+
+def test_every_cause_and_context_is_found_once_whatever_is_shown() -> None:
+    first, second, third = ValueError(1), ValueError(2), ValueError(3)
+    first.__cause__, first.__context__ = second, third  # a cause hides the context
+    second.__context__, third.__context__ = first, second
+
+    assert list(chain_of(first)) == [first, second, third]
+
+
+def test_of_a_chain_without_end_the_last_errors_are_told() -> None:
+    error: BaseException = ValueError(0)
+    for number in range(1, 5000):
+        before, error = error, ValueError(number)
+        error.__context__ = before
+
+    told: CellError | None = describe(error)
+
+    for number in range(4999, 4999 - MAX_LINKS, -1):
+        assert told is not None
+        assert told.evalue == str(number)
+        told = told.cause
+    assert told is None

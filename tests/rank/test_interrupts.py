@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nbdist.rank.interrupts import Interrupts
+from nbdist.rank.interrupts import Interrupts, has_interrupt
 
 
 @pytest.fixture
@@ -167,3 +167,17 @@ def test_a_guarded_cell_returns_its_value_and_takes_exceptions(interrupts: Inter
         return []
 
     assert run(interrupts, cell) == ["value", "from the future"]
+
+
+@pytest.mark.parametrize(
+    ("link", "found"),
+    [(KeyboardInterrupt, True), (asyncio.CancelledError, True), (KeyError, False)],
+)
+def test_an_interrupt_is_found_behind_whatever_came_up_while_it_was_handled(
+    link: type[BaseException], found: bool
+) -> None:
+    failure, cause, handled = ValueError(), TypeError(), link()
+    failure.__cause__, failure.__context__ = cause, handled
+    cause.__context__ = failure  # a cycle: who walks it must come to an end
+
+    assert has_interrupt(failure) is found

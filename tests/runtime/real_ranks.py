@@ -193,8 +193,15 @@ class World:
                 timeout=timedelta(seconds=30),
             )
 
-        self.resync()
-        self.lifeline.join(make_world, self.open_store(), 1, rank=self.rank, world_size=self.size)
+        agreed = self.resync()
+        self.lifeline.join(
+            make_world,
+            self.open_store(),
+            1,
+            rank=self.rank,
+            world_size=self.size,
+            group_count=agreed.group_count,
+        )
         self.guard.rebuilt()
 
     def interrupt_after(self, seconds: float) -> list[float]:

@@ -42,6 +42,16 @@ def test_each_rank_says_for_itself_what_it_does(
     assert told(client, processes) == ["idle", "running In[3] for 2 s", "idle"]
 
 
+def test_a_rank_whose_main_thread_is_kept_outside_of_a_cell_is_not_called_idle(
+    client: FakeClient, processes: FakeProcesses
+) -> None:
+    kept = {**IDLE, "outside": "is to agree with the others to go on"}
+    client.plays[SNAPSHOT_REQUEST] = lambda rank, _: kept if rank == 1 else IDLE
+
+    busy = "no cell, but busy: is to agree with the others to go on"
+    assert told(client, processes) == ["idle", busy, "idle"]
+
+
 def test_dead_joining_and_silent_ranks_are_told_apart(
     client: FakeClient, processes: FakeProcesses
 ) -> None:
