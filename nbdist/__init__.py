@@ -26,6 +26,7 @@ _HOMES = {
         "ConfigError",
         "LaunchError",
         "NbdistError",
+        "NotPrivate",
         "PeerFailed",
         "RankDied",
         "RankError",

@@ -1,6 +1,7 @@
 """Where a session keeps its files: one private folder per session.
 
     <root>/<session id>/            0700, root chosen by `runtime_root`
+        shared-memory.txt           the name of its folder in /dev/shm, where it has one
         session.json                who, when, and until when it waits for a kernel: `nbdist ps`
         processes.jsonl             one line per process at its birth: role, pid, start time
         agent.json                  what the agent is to do
@@ -15,7 +16,9 @@ Both sides import this module. Of what the user runs, only what it puts out is w
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -23,41 +26,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nbdist.errors import LaunchError
+from nbdist import private
+from nbdist.errors import LaunchError, NotPrivate
 from nbdist.processes import ProcessId
 
+logger = logging.getLogger(__name__)
+
 MAX_SOCKET_PATH = 100  # bytes; Linux takes 107 for the address of a Unix socket
+_OWN_FOLDER = "Set NBDIST_RUNTIME_DIR to a folder of your own that is closed to others."
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own in it is made, never taken
+MIN_SHARED_BYTES = 8 * 2**20  # with less, what all ranks share lies on the disk
 
 
 def runtime_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder that holds this user's sessions: it is private, or this raises.
 
     ``NBDIST_RUNTIME_DIR`` if set, else ``$XDG_RUNTIME_DIR/nbdist``, else ``/tmp/nbdist-<uid>``.
+    A folder that is there already keeps its mode.
 
     Raises:
-        LaunchError: The folder belongs to someone else, or cannot be made.
+        LaunchError: Others may open it or put another in its place, or it cannot be made.
     """
     if chosen := environ.get("NBDIST_RUNTIME_DIR"):
         root = Path(chosen)
-    elif (xdg := environ.get("XDG_RUNTIME_DIR")) and os.access(xdg, os.W_OK):
+    elif (xdg := environ.get("XDG_RUNTIME_DIR")) and _is_own(xdg) and os.access(xdg, os.W_OK):
         root = Path(xdg) / "nbdist"
     else:
         root = Path(tempfile.gettempdir()) / f"nbdist-{os.getuid()}"
+    root = Path(os.path.abspath(root))  # noqa: PTH100 - Path's own would follow the last link
+    root = root.parent.resolve() / root.name
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = root.lstat()
+        private.provide_folder(root)
+    except NotPrivate as exc:
+        raise LaunchError(
+            f"The folder for sessions, {root}, is not safe from other users: {exc}\n{_OWN_FOLDER}"
+        ) from exc
     except OSError as exc:
         raise LaunchError(
-            f"The folder for sessions, {root}, cannot be made: {exc.strerror}.\n"
-            "Set NBDIST_RUNTIME_DIR to a folder of your own."
+            f"The folder for sessions, {root}, cannot be made: {exc.strerror}.\n{_OWN_FOLDER}"
         ) from exc
-    if info.st_uid != os.getuid() or root.is_symlink():
-        raise LaunchError(
-            f"The folder for sessions, {root}, belongs to another user.\n"
-            "Set NBDIST_RUNTIME_DIR to a folder of your own."
-        )
-    root.chmod(0o700)
     return root
+
+
+def _is_own(folder: str) -> bool:
+    """Whether *folder* is this user's: after `su` or `sudo` it may be that of the user before."""
+    try:
+        return Path(folder).stat().st_uid == os.getuid()
+    except OSError:
+        return False
+
+
+_SHARED_NAME = re.compile(r"nbdist-\d+-[0-9a-f]{16}")
 
 
 class SessionFolder:
@@ -70,7 +89,10 @@ class SessionFolder:
         self.cells = path / "cells"
         self.security = path / "security"
         self.agent_spec = path / "agent.json"
+        self.agent_log = self.logs / "agent.log"
+        self.controller_log = self.logs / "controller.log"
         self.agent_socket = path / "agent.sock"
+        self._shared_name = path / "shared-memory.txt"
 
     def __repr__(self) -> str:
         return f"<SessionFolder {self.path}>"
@@ -84,9 +106,31 @@ class SessionFolder:
                 f"The path of the session's socket, {folder.agent_socket}, is too long for Linux.\n"
                 "Set NBDIST_RUNTIME_DIR to a folder with a shorter path."
             )
-        for path in (folder.path, folder.logs, folder.cells, folder.security):
-            path.mkdir(mode=0o700)
+        try:
+            for path in (folder.path, folder.logs, folder.cells, folder.security):
+                private.make_folder(path)
+        except OSError as exc:
+            folder.remove()
+            raise LaunchError(
+                f"The files of a session cannot be made in {root}: {exc.strerror}.\n{_OWN_FOLDER}"
+            ) from exc
         return folder
+
+    def make_shared_memory(self) -> None:
+        """Make the session's folder in shared memory, under a name that nobody could know.
+
+        Once, before any process is started; where shared memory cannot be used there is none.
+        """
+        name = f"nbdist-{os.getuid()}-{secrets.token_hex(8)}"
+        with os.fdopen(private.create_file(self._shared_name), "w", encoding="ascii") as file:
+            file.write(name)  # first: nothing that is made is forgotten
+        try:
+            private.check_place(SHARED_MEMORY)
+            room = os.statvfs(SHARED_MEMORY)
+            if room.f_bavail * room.f_frsize >= MIN_SHARED_BYTES:
+                private.make_folder(SHARED_MEMORY / name)
+        except OSError as exc:
+            logger.info("no shared memory is used: %s", exc)
 
     def rank_log(self, rank: int) -> Path:
         """Return the path of the log of *rank*."""
@@ -97,13 +141,24 @@ class SessionFolder:
         return self.cells / f"rank{rank}"
 
     def shared_memory(self) -> Path:
-        """Return the session's own folder in ``/dev/shm``, for values on their way."""
-        return Path("/dev/shm") / f"nbdist-{os.getuid()}-{self.session_id}"  # noqa: S108
+        """Return where large values and what all ranks share lie: `path`, if not in shared memory.
+
+        Only the folder that this session has made for itself is ever taken.
+        """
+        try:
+            name = private.read_text(self._shared_name)
+            if not _SHARED_NAME.fullmatch(name):
+                return self.path
+            private.check_folder(SHARED_MEMORY / name)
+        except OSError:
+            return self.path
+        return SHARED_MEMORY / name
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write *content* to *path*, readable by this user only, all of it or nothing."""
         draft = path.with_suffix(".part")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        draft.unlink(missing_ok=True)
+        with os.fdopen(private.create_file(draft), "w", encoding="utf-8") as file:
             json.dump(content, file)
         draft.replace(path)
 
@@ -114,8 +169,8 @@ class SessionFolder:
     def description(self) -> dict[str, Any]:
         """Read ``session.json``; empty where the session never got that far."""
         try:
-            content = json.loads((self.path / "session.json").read_text())
-        except (FileNotFoundError, ValueError):
+            content = json.loads(private.read_bytes(self.path / "session.json"))
+        except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -124,10 +179,9 @@ class SessionFolder:
         identity = ProcessId.of(pid)
         entry = {"role": role, "pid": identity.pid, "started": identity.started, "boot": boot_id()}
         line = json.dumps(entry) + "\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND  # one short append is atomic among writers
-        fd = os.open(self.path / "processes.jsonl", flags, 0o600)
+        fd = private.append_file(self.path / "processes.jsonl")
         try:
-            os.write(fd, line.encode())
+            os.write(fd, line.encode())  # one short append is atomic among writers
         finally:
             os.close(fd)
         return identity
@@ -138,7 +192,7 @@ class SessionFolder:
         Those of an earlier boot of the machine are left out: their start times mean nothing now.
         """
         try:
-            lines = (self.path / "processes.jsonl").read_text().splitlines()
+            lines = private.read_text(self.path / "processes.jsonl").splitlines()
         except FileNotFoundError:
             return []
         entries = [json.loads(line) for line in lines if line.endswith("}")]
@@ -160,7 +214,7 @@ class SessionFolder:
 
 def boot_id() -> str:
     """Return what names this boot of the machine."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def sessions(root: Path) -> list[SessionFolder]:

@@ -52,7 +52,12 @@ class ProcessId:
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` from the state (field 3) on."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="utf-8", errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
     except (FileNotFoundError, ProcessLookupError):
         return None
 

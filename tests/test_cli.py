@@ -22,6 +22,7 @@ from nbdist import cli
 from nbdist.cli import lab, run, sessions
 from nbdist.errors import UsageError
 from nbdist.folder import SessionFolder, boot_id
+from tests.private_files import write_private
 from tests.processes import wait_for_end
 
 NBDIST = [sys.executable, "-m", "nbdist"]
@@ -445,7 +446,7 @@ def test_a_process_that_nbdist_did_not_write_down_is_never_ended(run_folder: Pat
         folder = SessionFolder.create(run_folder)
         # Its number, with the start time of a process that had the number before.
         entry = {"role": "rank 0", "pid": bystander.pid, "started": 1, "boot": boot_id()}
-        (folder.path / "processes.jsonl").write_text(json.dumps(entry) + "\n")
+        write_private(folder.path / "processes.jsonl", json.dumps(entry) + "\n")
 
         said = sessions.stop(folder)
 

@@ -8,6 +8,8 @@ Read in ipyparallel 9.2: `IPController.init_hub` makes ``self.hub`` with a ``mon
 
 from __future__ import annotations
 
+import os
+
 import zmq
 from ipyparallel.controller.app import IPController
 
@@ -24,4 +26,5 @@ class Controller(IPController):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # all its files are private, whatever the user's umask is
     Controller.launch_instance()

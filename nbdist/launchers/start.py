@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbdist import processes
+from nbdist import private, processes
 from nbdist.config import Config, to_dict
 from nbdist.errors import ConfigError, LaunchError, NbdistError, SessionError
 from nbdist.folder import SessionFolder, runtime_root
@@ -268,6 +268,7 @@ def launch(config: Config) -> Processes:
     folder = SessionFolder.create(runtime_root())
     session = Processes(folder, plan)
     try:
+        folder.make_shared_memory()
         _launch(session, config)
     except BaseException as exc:
         session.stop()
@@ -312,10 +313,11 @@ def _launch(session: Processes, config: Config) -> None:
     folder.write_json(folder.agent_spec, to_json(spec))
     folder.describe({"kernel": kernel_of_this_process(), "nproc": plan.nproc, "since": time.time()})
     session.cluster = make_cluster(folder, agent_environment(config, devices[0]))
-    log = str(folder.logs / "agent.log")
+    for log in (folder.agent_log, folder.controller_log):
+        os.close(private.create_file(log))  # ipyparallel would leave them open to others
     # The agent first: nothing takes as long as its import of torch.
-    session.cluster.start_engines_sync(n=plan.nproc, output_file=log)
-    session.cluster.start_controller_sync()
+    session.cluster.start_engines_sync(n=plan.nproc, output_file=str(folder.agent_log))
+    session.cluster.start_controller_sync(output_file=str(folder.controller_log))
     try:
         session.controller = folder.record_birth("controller", session.cluster.controller.pid)
     except ProcessLookupError:
@@ -379,13 +381,12 @@ def _agent_failed(session: Processes) -> str:
     what = session.failure or "it ended"
     return (
         f"The agent could not start the ranks: {what}\n"
-        f"{_log_end(session.folder.logs / 'agent.log')}\nNothing was left running."
+        f"{_log_end(session.folder.agent_log)}\nNothing was left running."
     )
 
 
 def _controller_failed(folder: SessionFolder) -> str:
-    logs = sorted((folder.path / "log").glob("ipcontroller*.log"))
-    end = _log_end(logs[-1]) if logs else "It wrote no log."
+    end = _log_end(folder.controller_log)
     return f"ipyparallel's controller ended during the start.\n{end}\nNothing was left running."
 
 
@@ -399,7 +400,7 @@ def _too_slow(session: Processes) -> str:
 
 def _log_end(path: Path) -> str:
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = private.read_text(path).splitlines()
     except FileNotFoundError:
         return "It wrote no log."
     return "Its log ends with:\n" + "\n".join(lines[-TAIL_LINES:]) if lines else "Its log is empty."

@@ -29,7 +29,6 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -38,7 +37,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nbdist import processes
+from nbdist import private, processes
 from nbdist.folder import SessionFolder
 from nbdist.processes import exit_words
 from nbdist.rank.children import (
@@ -102,6 +101,7 @@ class Agent:
         self._store: StoreKeeper | None = None
         self._table: Any = None  # the guard's, once torch is imported
         self.is_ending = False
+        self._umask = os.umask(0o077)  # of the user: the ranks get it back
         self._history: list[dict[str, Any]] = []
         self._selector = selectors.DefaultSelector()
         self._listener = self._listen()
@@ -149,6 +149,7 @@ class Agent:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         draft = f"{self.folder.agent_socket}.part"
         listener.bind(draft)
+        Path(draft).chmod(0o600)  # the umask may have taken the owner's own rights
         listener.listen()
         Path(draft).rename(self.folder.agent_socket)  # who sees the name can connect at once
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -172,8 +173,7 @@ class Agent:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        _, uid, _ = _peer(connection)
-        if uid != os.getuid():
+        if not private.peer_of(connection).is_me:
             connection.close()
             return
         self.kernels[connection] = bytearray()
@@ -217,7 +217,7 @@ class Agent:
             self._send(connection, {"event": "refused", "pid": pid})
             return
         try:
-            process = processes.ProcessId.of(_peer(connection)[0])
+            process = processes.ProcessId.of(private.peer_of(connection).pid)
         except ProcessLookupError:
             process = None
         self.owner, self.lease_ends = Owner(connection, process), None
@@ -315,12 +315,11 @@ class Agent:
         """Make the table in which the guards of all ranks say what they are about to call."""
         from nbdist.runtime.table import Table
 
-        shared = self.folder.shared_memory()
+        name = "guard.table"
         try:
-            shared.mkdir(mode=0o700, exist_ok=True)
-            self._table = Table.create(shared / "guard.table", self.spec.world_size)
-        except OSError:  # no shared memory, or none left
-            self._table = Table.create(self.folder.path / "guard.table", self.spec.world_size)
+            self._table = Table.create(self.folder.shared_memory() / name, self.spec.world_size)
+        except OSError:  # somebody has filled shared memory meanwhile
+            self._table = Table.create(self.folder.path / name, self.spec.world_size)
 
     def spawn(self, rank: int, generation: int = 0, meeting: str | None = None) -> None:
         """Fork the process of *rank*.
@@ -385,6 +384,7 @@ class Agent:
                     table=self._table.path,
                     pipe=output,
                     channel=channel_end,
+                    umask=self._umask,
                 )
             )
         except BaseException:  # noqa: BLE001 - the edge of a process: it becomes the log and the exit code
@@ -501,13 +501,6 @@ class Agent:
         os._exit(0)
 
 
-def _peer(connection: socket.socket) -> tuple[int, int, int]:
-    """Return pid, uid and gid of who made *connection*."""
-    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", packed)
-    return pid, uid, gid
-
-
 def import_engine() -> None:
     """Import all that a rank needs, so that a fork has it already. Starts no thread."""
     from nbdist.rank import engine
@@ -534,7 +527,7 @@ def main(folder_path: str) -> None:
     gc.disable()  # imports make no garbage, and collecting takes a quarter of their time
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folder = SessionFolder(Path(folder_path))
-    content = json.loads(folder.agent_spec.read_text())
+    content = json.loads(private.read_bytes(folder.agent_spec))
     content["gpus"] = tuple(content["gpus"])
     spec = AgentSpec(**content)
     folder.record_birth("agent", os.getpid())

@@ -48,6 +48,7 @@ class Birth:
         table: File that the guards of all ranks share.
         pipe: Non-blocking read end of the pipe that is this process's fd 1 and 2.
         channel: Socket to the agent; its end means that the agent is gone.
+        umask: Of the user, for what his cells make.
     """
 
     folder: SessionFolder
@@ -59,6 +60,7 @@ class Birth:
     table: Path
     pipe: int
     channel: socket.socket
+    umask: int
 
 
 def preload() -> None:
@@ -101,6 +103,7 @@ def run(birth: Birth) -> int:
     engine.secrets = secrets
     engine.is_fresh = birth.meeting is not None
     engine.initialize([])
+    os.umask(birth.umask)
     engine.start()
     return 0
 

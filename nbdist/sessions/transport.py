@@ -19,7 +19,7 @@ from typing import Any
 
 from ipyparallel import Client
 
-from nbdist import packing, wire
+from nbdist import packing, private, wire
 from nbdist.errors import LaunchError, SessionError
 
 CONNECT_TIMEOUT_S = 60.0
@@ -235,7 +235,7 @@ def connect(path: Path) -> RankClient:
 
 def _is_complete(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(private.read_bytes(path))
     except (FileNotFoundError, ValueError):
         return False
     return True
