@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from nbdist.shadows import without_working_folder
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -78,7 +80,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'nbdist' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    with without_working_folder():
+        value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -24,7 +24,11 @@ class Controller(IPController):  # type: ignore[misc]
         monitor.setsockopt(zmq.SUBSCRIBE, b"heartmonitor")
         monitor.setsockopt(zmq.UNSUBSCRIBE, b"")
 
+    def to_work_dir(self) -> None:
+        """Stay in the notebook's folder, and import nothing that lies in it."""
+
 
 if __name__ == "__main__":
+    os.environ.pop("IPP_SESSION_KEY", None)  # of another cluster
     os.umask(0o077)  # all its files are private, whatever the user's umask is
     Controller.launch_instance()

@@ -18,6 +18,9 @@ from traitlets.config import Config
 from nbdist.folder import SessionFolder
 from nbdist.processes import MARK
 
+# -P: nothing in the notebook's folder stands in for a module. Its path comes when all is imported.
+PYTHON = [sys.executable, "-P", "-m"]
+
 # Measured in docs/decisions.md: threads instead of 8 scheduler processes, and a short heart beat,
 # since an engine counts as registered from its first beat on. A rank's death is seen by the agent;
 # the hub must never strike a rank off for being slow.
@@ -35,7 +38,7 @@ class AgentLauncher(LocalProcessLauncher, EngineLauncher):  # type: ignore[misc]
 
     def find_args(self) -> list[str]:
         """Return the agent's command line."""
-        return [sys.executable, "-m", "nbdist.rank.agent", self.profile_dir]
+        return [*PYTHON, "nbdist.rank.agent", self.profile_dir]
 
     async def start(self, n: int) -> Any:
         """Start the agent; *n* engines follow."""
@@ -54,7 +57,7 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
     mark = {MARK: folder.session_id}
     config.AgentLauncher.environment = {**env, **mark}
     config.LocalControllerLauncher.environment = mark
-    command = [sys.executable, "-m", "nbdist.launchers.controller"]
+    command = [*PYTHON, "nbdist.launchers.controller"]
     config.LocalControllerLauncher.controller_cmd = command
     log = logging.getLogger(f"{__name__}.cluster")
     log.setLevel(logging.CRITICAL)  # it would report files that went with their session's folder

@@ -370,5 +370,8 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         tqdm_bars.install(recorder)
         recorder.start_threads()
 
+    def to_work_dir(self) -> None:
+        """Stay in the notebook's folder; it comes on the import path when all is imported."""
+
     def init_signal(self) -> None:
         """Leave the signals as the rank has set them."""
