@@ -23,8 +23,9 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from nbdist import private
 from nbdist.errors import LaunchError, NotPrivate
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 MAX_SOCKET_PATH = 100  # bytes; Linux takes 107 for the address of a Unix socket
 _OWN_FOLDER = "Set NBDIST_RUNTIME_DIR to a folder of your own that is closed to others."
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own in it is made, never taken
+MAX_PID = 2**31
+MAX_TIME = 2**40  # seconds since the epoch; what is later no calendar can show
 MIN_SHARED_BYTES = 8 * 2**20  # with less, what all ranks share lies on the disk
 
 
@@ -167,40 +170,54 @@ class SessionFolder:
         self.write_json(self.path / "session.json", content)
 
     def description(self) -> dict[str, Any]:
-        """Read ``session.json``; empty where the session never got that far."""
+        """Read ``session.json``; empty where the session never got that far, or it is damaged."""
+        path = self.path / "session.json"
         try:
-            content = json.loads(private.read_bytes(self.path / "session.json"))
-        except (OSError, ValueError):
+            content = json.loads(private.read_bytes(path))
+        except FileNotFoundError:
             return {}
-        return content if isinstance(content, dict) else {}
+        except (OSError, ValueError) as exc:
+            _tell_damage(path, f"cannot be read ({exc})")
+            return {}
+        if not _is_description(content):
+            _tell_damage(path, "holds what no session has written")
+            return {}
+        return dict(content)
 
     def record_birth(self, role: str, pid: int) -> ProcessId:
-        """Write down that *pid* was born as *role*, to be found when all else is dead."""
+        """Write down that *pid* was born as *role*, to be found when all else is dead.
+
+        Where the disk is full it is not written down; the session's mark finds it all the same.
+        """
         identity = ProcessId.of(pid)
         entry = {"role": role, "pid": identity.pid, "started": identity.started, "boot": boot_id()}
-        line = json.dumps(entry) + "\n"
-        fd = private.append_file(self.path / "processes.jsonl")
+        path = self.path / "processes.jsonl"
         try:
-            os.write(fd, line.encode())  # one short append is atomic among writers
-        finally:
-            os.close(fd)
+            if not _append_line(path, json.dumps(entry).encode()):
+                logger.warning("%s: the disk is full, pid %s is not written down", path, pid)
+        except OSError as exc:
+            logger.warning("%s: pid %s is not written down: %s", path, pid, exc)
         return identity
 
     def processes(self) -> list[tuple[str, ProcessId]]:
         """Return (role, identity) of every process ever born in this session, oldest first.
 
         Those of an earlier boot of the machine are left out: their start times mean nothing now.
+        What cannot be read is passed over, and told.
         """
+        path = self.path / "processes.jsonl"
         try:
-            lines = private.read_text(self.path / "processes.jsonl").splitlines()
+            lines = private.read_bytes(path).split(b"\n")
         except FileNotFoundError:
             return []
-        entries = [json.loads(line) for line in lines if line.endswith("}")]
-        return [
-            (entry["role"], ProcessId(entry["pid"], entry["started"]))
-            for entry in entries
-            if entry["boot"] == boot_id()
-        ]
+        except OSError as exc:
+            _tell_damage(path, f"cannot be read ({exc})")
+            return []
+        entries = [_birth_of(line) for line in lines if line]
+        if None in entries:
+            _tell_damage(path, f"has {entries.count(None)} of {len(entries)} lines damaged")
+        boot = boot_id()
+        return [(birth.role, birth.process) for birth in entries if birth and birth.boot == boot]
 
     def process(self, role: str) -> ProcessId | None:
         """Return the latest process that was born as *role*; ``None`` where there was none."""
@@ -219,4 +236,87 @@ def boot_id() -> str:
 
 def sessions(root: Path) -> list[SessionFolder]:
     """Return the folders of all sessions below *root*."""
-    return [SessionFolder(path) for path in sorted(root.iterdir()) if (path / "logs").is_dir()]
+    return [SessionFolder(path) for path in sorted(root.iterdir()) if _is_session(path)]
+
+
+def _is_session(path: Path) -> bool:
+    try:
+        return (path / "logs").is_dir()
+    except OSError:  # closed even to its owner
+        return False
+
+
+# Records, which a full disk or a crash may have damaged ---------------------------------------
+
+
+@dataclass(frozen=True)
+class _Birth:
+    role: str
+    process: ProcessId
+    boot: str
+
+
+def _birth_of(line: bytes) -> _Birth | None:
+    """Read one line of ``processes.jsonl``; ``None`` for anything that we have not written."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict):
+        return None
+    role, pid, started, boot = (entry.get(name) for name in ("role", "pid", "started", "boot"))
+    if not (isinstance(role, str) and isinstance(boot, str)):
+        return None
+    if not (_is_whole(pid, MAX_PID) and _is_whole(started, 2**63)):
+        return None
+    return _Birth(role, ProcessId(pid, started), boot)
+
+
+def _is_description(content: Any) -> bool:
+    """Whether *content* is what ``session.json`` may hold; any part of it may be missing."""
+    if not isinstance(content, dict) or not isinstance(kernel := content.get("kernel", {}), dict):
+        return False
+    times = [kernel.get("since", 0), content.get("since", 0), content.get("lease_until")]
+    return (
+        _is_whole(kernel.get("pid", 1), MAX_PID)
+        and isinstance(kernel.get("folder", ""), str)
+        and _is_whole(content.get("nproc", 1), 2**31)
+        and all(_is_time(time) for time in times if time is not None)
+    )
+
+
+def _is_whole(value: Any, end: int) -> TypeGuard[int]:
+    return type(value) is int and 0 < value < end
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < MAX_TIME
+
+
+def _append_line(path: Path, line: bytes) -> bool:
+    """Append *line* in one write, on a line of its own; say whether all of it is there."""
+    fd = private.append_file(path)
+    try:
+        size = os.fstat(fd).st_size
+        is_torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"  # when the disk was full
+        data = b"\n" * is_torn + line + b"\n"
+        return os.write(fd, data) == len(data)  # one short append is atomic among writers
+    finally:
+        os.close(fd)
+
+
+def _tell_damage(path: Path, what: str) -> None:
+    """Name a damaged record to the user, once in this process."""
+    if path not in _damaged:
+        _damaged.add(path)
+        logger.warning(
+            "Session %s: its record %s %s and is passed over. "
+            "`nbdist stop %s` in a shell still ends all of its processes.",
+            path.parent.name,
+            path,
+            what,
+            path.parent.name,
+        )
+
+
+_damaged: set[Path] = set()

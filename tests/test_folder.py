@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -139,15 +139,42 @@ def test_what_is_written_is_whole_and_private(tmp_path: Path) -> None:
     assert [p.name for p in folder.path.iterdir() if p.suffix == ".part"] == []
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]"])
-def test_a_session_that_was_never_described_has_an_empty_description(
-    tmp_path: Path, content: str | None
+DAMAGED_DESCRIPTIONS = [
+    b"",
+    b"{",
+    b"[1]",
+    b"5",
+    b"null",
+    b"\xff\x00\x80",
+    b'{"kernel": 5}',
+    b'{"kernel": {"pid": "5"}}',
+    b'{"kernel": {"pid": -1}}',
+    b'{"kernel": {"pid": 1e30}}',
+    b'{"kernel": {"pid": true}}',
+    b'{"kernel": {"folder": []}}',
+    b'{"nproc": "2"}',
+    b'{"since": Infinity}',
+    b'{"since": NaN}',
+    b'{"since": 1e300}',
+    b'{"lease_until": {}}',
+]
+
+
+def test_a_session_that_was_never_described_has_an_empty_description(tmp_path: Path) -> None:
+    assert SessionFolder.create(tmp_path).description() == {}
+
+
+@pytest.mark.parametrize("content", DAMAGED_DESCRIPTIONS)
+def test_a_damaged_description_costs_that_record_only_and_is_named_once(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = SessionFolder.create(tmp_path)
-    if content is not None:
-        write_private(folder.path / "session.json", content)
+    write_private(folder.path / "session.json", content)
 
-    assert folder.description() == {}
+    assert folder.description() == folder.description() == {}
+    [message] = caplog.messages
+    assert str(folder.path / "session.json") in message
+    assert f"nbdist stop {folder.session_id}" in message
 
 
 def test_births_are_recorded_in_order_and_privately(tmp_path: Path) -> None:
@@ -164,13 +191,58 @@ def test_births_are_recorded_in_order_and_privately(tmp_path: Path) -> None:
     assert mode(folder.path / "processes.jsonl") == "0o600"
 
 
-def test_a_record_that_was_cut_by_a_crash_is_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"role": "rank 0", "pid": 1',
+        b'{"role": "rank 0"}',
+        b'{"role": 5, "pid": 1, "started": 1, "boot": "x"}',
+        b'{"role": "rank 0", "pid": "1", "started": 1, "boot": "x"}',
+        b'{"role": "rank 0", "pid": -1, "started": 1, "boot": "x"}',
+        b"5",
+        b"null",
+        b"[]",
+        b'"}"',
+        b"}",
+        b"\x00\xff\x80",
+    ],
+)
+def test_a_damaged_line_costs_that_record_only_and_is_named_once(
+    tmp_path: Path, line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = SessionFolder.create(tmp_path)
-    me = folder.record_birth("agent", os.getpid())
-    with (folder.path / "processes.jsonl").open("a") as file:
-        file.write(json.dumps({"role": "rank 0", "pid": 1})[:-5])
+    path = folder.path / "processes.jsonl"
+    agent = folder.record_birth("agent", os.getpid())
+    with path.open("ab") as file:
+        file.write(line)  # without an end, as a full disk leaves it
+    parent = folder.record_birth("rank 0", os.getppid())
 
-    assert folder.processes() == [("agent", me)]
+    assert folder.processes() == [("agent", agent), ("rank 0", parent)]
+    assert folder.process("rank 0") == parent
+    [message] = caplog.messages
+    assert f"{path} has 1 of 3 lines damaged" in message
+
+
+def test_a_birth_that_a_full_disk_takes_half_of_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, write = SessionFolder.create(tmp_path), os.write
+    agent = folder.record_birth("agent", os.getpid())
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: write(fd, data[:20]))
+        folder.record_birth("controller", os.getpid())
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", no_room)
+        folder.record_birth("store", os.getpid())
+    parent = folder.record_birth("rank 0", os.getppid())
+
+    assert folder.processes() == [("agent", agent), ("rank 0", parent)]
+    assert "not written down" in caplog.messages[0]
+    assert "No space left" in caplog.messages[1]
+
+
+def no_room(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_the_birth_of_a_process_that_is_gone_is_an_error(tmp_path: Path) -> None:

@@ -223,8 +223,7 @@ class Agent:
             process = None
         self.owner, self.lease_ends = Owner(connection, process), None
         kernel = {**message["kernel"], "since": time.time()}
-        about = {**self.folder.description(), "kernel": kernel, "lease_until": None}
-        self.folder.describe(about)
+        self._do(self._describe, {"kernel": kernel, "lease_until": None})
         answer = {"event": "attached", "turn": self._num_attached, "left_at": self._left_at}
         self._send(connection, answer)
         self._num_attached += 1
@@ -237,9 +236,13 @@ class Agent:
             return self.end("the kernel is gone")
         self.lease_ends = time.monotonic() + lease_s
         lease_until = self._left_at + lease_s
-        self.folder.describe({**self.folder.description(), "lease_until": lease_until})
+        self._do(self._describe, {"lease_until": lease_until})
         logger.info("the kernel is gone; the session waits %s s for another one", lease_s)
         return None
+
+    def _describe(self, changes: Mapping[str, Any]) -> None:
+        """Write down what has changed; on a full disk it cannot be, and the session goes on."""
+        self.folder.describe({**self.folder.description(), **changes})
 
     def _look_at_kernel(self) -> None:
         """See a kernel's end where its connection does not show it; end with the lease."""
