@@ -18,8 +18,12 @@ class Controller(IPController):  # type: ignore[misc]
     """A controller whose hub hears of engines, not of what they do."""
 
     def init_hub(self) -> None:
-        """Make the hub, and take it off the queues' traffic."""
+        """Make the hub, take it off the queues' traffic, and have it keep no file of its engines.
+
+        Nobody resumes a controller, and on a full disk no engine could register any more.
+        """
         super().init_hub()
+        self.hub.engine_state_file = ""
         monitor = self.hub.monitor.socket
         monitor.setsockopt(zmq.SUBSCRIBE, b"heartmonitor")
         monitor.setsockopt(zmq.UNSUBSCRIBE, b"")

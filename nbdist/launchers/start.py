@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nbdist import private, processes
 from nbdist.config import Config, to_dict
 from nbdist.errors import ConfigError, LaunchError, NbdistError, SessionError
@@ -35,6 +37,7 @@ from nbdist.wire import AgentSpec, to_json
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5.0
 ATTACH_TIMEOUT_S = 10.0
+ENDING_S = 1.0  # until a process whose end was seen has been waited for
 TAIL_LINES = 15
 
 # Keys that sessions do not use yet, and what their users can do instead.
@@ -321,7 +324,7 @@ def _launch(session: Processes, config: Config) -> None:
     try:
         session.controller = folder.record_birth("controller", session.cluster.controller.pid)
     except ProcessLookupError:
-        raise LaunchError(_controller_failed(folder)) from None
+        raise LaunchError(_controller_failed(session)) from None
 
 
 def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) -> None:
@@ -348,7 +351,7 @@ def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) ->
             if failure := session.start_failure():
                 raise LaunchError(failure)
             if session.controller is None or not session.controller.is_alive:
-                raise LaunchError(_controller_failed(session.folder))
+                raise LaunchError(_controller_failed(session))
             if time.monotonic() > deadline:
                 raise LaunchError(_too_slow(session))
             if session.has_imported:
@@ -369,25 +372,58 @@ def agent_environment(config: Config, device: RankDevice) -> dict[str, str]:
 
 def describe_exit(event: Event) -> str:
     """Say how a rank ended and what it wrote last."""
-    tail = "\n".join(str(event.get("tail", "")).splitlines()[-TAIL_LINES:])
-    said = f"Its log ends with:\n{tail}" if tail else "It wrote nothing."
     return (
         f"rank {event['rank']} (pid {event['pid']}) {exit_words(event['code'])} "
-        f"before it had joined the others.\n{said}"
+        f"before it had joined the others.\n{last_words(str(event.get('tail', '')))}"
     )
+
+
+def last_words(log: str) -> str:
+    """Return the end of *log*, and first of all the error that it tells of."""
+    lines = log.splitlines()
+    if not lines:
+        return "It wrote nothing."
+    shown = lines[-TAIL_LINES:]
+    cause = _cause_in(lines)
+    named = [] if cause is None or cause in shown else [f"The cause: {cause}"]
+    return "\n".join([*named, "Its log ends with:", *shown])
+
+
+def _cause_in(lines: Iterable[str]) -> str | None:
+    """Return the line of the last exception of all tracebacks; an exit only says that it ended."""
+    cause, is_inside = None, False
+    for line in lines:
+        if line.startswith("Traceback (most recent call last)"):
+            is_inside = True
+        elif is_inside and line[:1].strip():
+            is_inside = False
+            cause = cause if line.startswith("SystemExit") else line
+    return cause
 
 
 def _agent_failed(session: Processes) -> str:
     what = session.failure or "it ended"
     return (
-        f"The agent could not start the ranks: {what}\n"
+        f"The agent could not start the ranks: {what}{_how_ended(session.cluster.engine_set)}\n"
         f"{_log_end(session.folder.agent_log)}\nNothing was left running."
     )
 
 
-def _controller_failed(folder: SessionFolder) -> str:
-    end = _log_end(folder.controller_log)
-    return f"ipyparallel's controller ended during the start.\n{end}\nNothing was left running."
+def _how_ended(launcher: Any) -> str:
+    """Say how the process that ipyparallel has started ended; nothing while it runs."""
+    try:
+        code = launcher.process.wait(timeout=ENDING_S)
+    except (AttributeError, psutil.Error):  # never started, or it runs
+        return ""
+    return "" if code is None else f" It {exit_words(int(code))}."
+
+
+def _controller_failed(session: Processes) -> str:
+    end = _log_end(session.folder.controller_log)
+    how = _how_ended(session.cluster.controller)
+    return (
+        f"ipyparallel's controller ended during the start.{how}\n{end}\nNothing was left running."
+    )
 
 
 def _too_slow(session: Processes) -> str:
@@ -400,10 +436,9 @@ def _too_slow(session: Processes) -> str:
 
 def _log_end(path: Path) -> str:
     try:
-        lines = private.read_text(path).splitlines()
-    except FileNotFoundError:
-        return "It wrote no log."
-    return "Its log ends with:\n" + "\n".join(lines[-TAIL_LINES:]) if lines else "Its log is empty."
+        return last_words(private.read_text(path))
+    except OSError as exc:
+        return f"Its log cannot be read: {exc}."
 
 
 def session_summary(plan: DevicePlan, seed: int) -> str:
