@@ -38,6 +38,7 @@ _OWN_FOLDER = "Set NBDIST_RUNTIME_DIR to a folder of your own that is closed to 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own in it is made, never taken
 MAX_PID = 2**31
 MAX_TIME = 2**40  # seconds since the epoch; what is later no calendar can show
+MIN_FILE_BYTES = 4096
 MIN_SHARED_BYTES = 8 * 2**20  # with less, what all ranks share lies on the disk
 
 
@@ -222,6 +223,16 @@ class SessionFolder:
     def process(self, role: str) -> ProcessId | None:
         """Return the latest process that was born as *role*; ``None`` where there was none."""
         return dict(self.processes()).get(role)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its disk has no room left for another small file."""
+        try:
+            disk = os.statvfs(self.path)
+        except OSError:
+            return False
+        has_inodes = not disk.f_files or disk.f_favail > 0  # some file systems do not count them
+        return disk.f_bavail * disk.f_frsize < MIN_FILE_BYTES or not has_inodes
 
     def remove(self) -> None:
         """Delete the folder and the session's shared memory."""

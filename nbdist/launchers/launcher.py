@@ -72,7 +72,7 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
         engines=AgentLauncher,
         controller_ip="127.0.0.1",
         controller_location="127.0.0.1",  # the host's name need not resolve
-        controller_args=CONTROLLER_ARGS,
+        controller_args=[*CONTROLLER_ARGS, f"--ipython-dir={folder.path}"],
         send_engines_connection_env=False,  # the agent imports torch while the controller starts
         delay=0,
     )

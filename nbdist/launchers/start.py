@@ -6,6 +6,7 @@ start ──▶ agent (imports torch, forks ranks) ─┐
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -214,7 +215,8 @@ class Processes:
         """Say what has gone wrong with the start so far, if anything has."""
         if self.exits:
             return (
-                f"{describe_exit(min(self.exits.items())[1])}\nRun `%dist start -n 1` to see "
+                f"{describe_exit(min(self.exits.items())[1])}\n{_room_note(self.folder)}"
+                "Run `%dist start -n 1` to see "
                 "whether one rank alone starts. Nothing was left running."
             )
         if self.failure is not None or self.is_agent_lost:
@@ -267,6 +269,7 @@ def launch(config: Config) -> Processes:
         LaunchError: They cannot be started; nothing is left running.
     """
     check_supported(config)
+    check_working_folder()
     plan = plan_devices(config, count_gpus(), available_cores())
     folder = SessionFolder.create(runtime_root())
     session = Processes(folder, plan)
@@ -277,8 +280,25 @@ def launch(config: Config) -> Processes:
         session.stop()
         if isinstance(exc, (NbdistError, KeyboardInterrupt)):
             raise
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LaunchError(_no_room(folder)) from exc
         raise LaunchError(f"The session could not be started: {type(exc).__name__}: {exc}") from exc
     return session
+
+
+def check_working_folder() -> None:
+    """Refuse to start ranks in a folder that was deleted under this process.
+
+    Raises:
+        LaunchError: There is no working folder.
+    """
+    try:
+        Path.cwd()
+    except OSError as exc:
+        raise LaunchError(
+            f"The working folder of this process cannot be found: {exc.strerror}. Was it deleted?\n"
+            "Go to another one first: `%cd ~` in a notebook, `os.chdir(...)` in a script."
+        ) from exc
 
 
 def check_supported(config: Config) -> None:
@@ -405,7 +425,8 @@ def _agent_failed(session: Processes) -> str:
     what = session.failure or "it ended"
     return (
         f"The agent could not start the ranks: {what}{_how_ended(session.cluster.engine_set)}\n"
-        f"{_log_end(session.folder.agent_log)}\nNothing was left running."
+        f"{_log_end(session.folder.agent_log)}\n{_room_note(session.folder)}"
+        "Nothing was left running."
     )
 
 
@@ -422,7 +443,20 @@ def _controller_failed(session: Processes) -> str:
     end = _log_end(session.folder.controller_log)
     how = _how_ended(session.cluster.controller)
     return (
-        f"ipyparallel's controller ended during the start.{how}\n{end}\nNothing was left running."
+        f"ipyparallel's controller ended during the start.{how}\n{end}\n"
+        f"{_room_note(session.folder)}Nothing was left running."
+    )
+
+
+def _room_note(folder: SessionFolder) -> str:
+    """Say that the disk is full, if it is: then the logs cannot tell."""
+    return f"{_no_room(folder)}\n" if folder.is_full else ""
+
+
+def _no_room(folder: SessionFolder) -> str:
+    return (
+        f"The disk on which {folder.path} lies is full.\n"
+        "Free space there, or set NBDIST_RUNTIME_DIR to a folder on another disk."
     )
 
 

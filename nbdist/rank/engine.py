@@ -27,12 +27,12 @@ from typing import Any, NoReturn
 from nbdist.folder import SessionFolder
 from nbdist.rank.logs import RankLog
 from nbdist.rank.secrets import Secrets
-from nbdist.shadows import add_working_folder
 from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 1.0
+MACHINERY = r"(ipyparallel|ipykernel|IPython|jupyter_client|traitlets|tornado|zmq|asyncio)(\.|$)"
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,8 @@ def run(birth: Birth) -> int:
     engine.names = namespace(spec, rank, device)
     engine.secrets = secrets
     engine.is_fresh = birth.meeting is not None
+    engine.umask = birth.umask
     engine.initialize([])
-    os.umask(birth.umask)
-    add_working_folder()
     engine.start()
     return 0
 
@@ -180,6 +179,8 @@ def _quiet_warnings() -> None:
     """Keep warnings about our own way of working from the user; theirs are left alone."""
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", append=True)
     warnings.filterwarnings("ignore", message="To exit: use 'exit'")
+    # Where the user has made warnings errors, those of what we run on would end the rank.
+    warnings.filterwarnings("ignore", module=MACHINERY)
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
 
 
