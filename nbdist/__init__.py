@@ -12,8 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from nbdist.shadows import without_working_folder
-
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -80,6 +78,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'nbdist' has no attribute {name!r}")
+    from nbdist.shadows import without_working_folder
+
     with without_working_folder():
         value = getattr(importlib.import_module(home), name)
     globals()[name] = value
