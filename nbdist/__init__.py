@@ -26,6 +26,7 @@ _HOMES = {
         "ConfigError",
         "LaunchError",
         "NbdistError",
+        "NotPrivate",
         "PeerFailed",
         "RankDied",
         "RankError",
@@ -77,7 +78,10 @@ def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'nbdist' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    from nbdist.shadows import without_working_folder
+
+    with without_working_folder():
+        value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -193,10 +193,18 @@ def _is_positive(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
+def _is_index(value: Any) -> bool:  # OmegaConf lets lists and mappings stand in lists
+    return type(value) is int and value >= 0
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 _RULES = {
     "nproc": _Rule(lambda n: n is None or n >= 1, "must be 1 or more, or null"),
     "gpus": _Rule(
-        lambda g: g is None or (g and min(g) >= 0 and len(set(g)) == len(g)),
+        lambda g: g is None or (g and all(map(_is_index, g)) and len(set(g)) == len(g)),
         "must be a list of different GPU indices from 0 on, such as [0,1], or null",
     ),
     "backend": _Rule(
@@ -213,7 +221,7 @@ _RULES = {
         "must have names without '=' and no NUL characters",
     ),
     "hosts": _Rule(
-        lambda hosts: all(h.strip() for h in hosts) and len(set(hosts)) == len(hosts),
+        lambda hosts: all(map(_is_name, hosts)) and len(set(hosts)) == len(hosts),
         "must be a list of different host names",
     ),
     "mesh": _Rule(
@@ -356,6 +364,8 @@ def _read(path: Path, *, origin: str) -> _Layer:
         raise ConfigError(f"{origin} is no valid YAML: {hide_assigned(str(exc))}") from None
     except RecursionError as exc:
         raise ConfigError(f"{origin} contains itself, or is nested too deeply.") from exc
+    except ValueError as exc:  # a number of thousands of digits
+        raise ConfigError(f"{origin} holds a value that cannot be read: {exc}.") from exc
     except OmegaConfBaseException as exc:
         raise ConfigError(f"{origin}: {exc.full_key}: {_first_line(exc)}.") from exc
     return _Layer(origin, _with_env_as_written(data, root))
@@ -407,6 +417,8 @@ def _parse_override(override: str) -> dict[str, Any]:
             f"The value of the override {shown!r} is no valid YAML.\n"
             "Put a text with special characters in quotes: params.note='a: b'."
         ) from None
+    except ValueError as exc:  # a number of thousands of digits; a text that is no Unicode
+        raise ConfigError(f"The value of the override {shown[:80]!a} cannot be read.") from exc
     except OmegaConfBaseException as exc:
         raise ConfigError(f"The override {shown!r}: {hide_assigned(_first_line(exc))}.") from exc
     return data

@@ -16,7 +16,8 @@
     │   ├── CollectiveTimeout      the group's timeout was over; a RuntimeError too, as torch's is
     │   └── CollectiveAborted      it was cut off; its tensors may hold partial results
     ├── RebuildError               the groups could not be made anew
-    └── SetupError                 a variable, a device or an init method is missing or wrong
+    ├── SetupError                 a variable, a device or an init method is missing or wrong
+    └── NotPrivate                 a file or folder is another user's, or open to others
 
 A message says what happened (with values), where to look, and what to do next.
 """
@@ -111,6 +112,10 @@ class RebuildError(NbdistError):
 
 class SetupError(NbdistError):
     """A variable, a device or an init method that a rank needs is missing or wrong."""
+
+
+class NotPrivate(NbdistError, PermissionError):
+    """A file or a folder is another user's or open to others; nothing was read from it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

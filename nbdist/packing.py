@@ -4,7 +4,8 @@
                                      └─ large ones: a file in shared memory, named in the header
 
 Both sides import this module; it never imports torch, it only recognises what torch made. Nothing
-here is unpickled unless it came over ipyparallel's signed channels.
+here is unpickled unless it came over ipyparallel's signed channels, or lies in a file of this user
+that no one else could write to.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbdist.errors import TransferError
+from nbdist import private
+from nbdist.errors import NotPrivate, TransferError
 from nbdist.sizes import describe_size
 
 INLINE_BYTES = 64 * 2**10  # what is larger goes through a file on one host
@@ -59,7 +61,7 @@ class ValueFolder:
     """Where large values lie while they pass from one process to another of the same host.
 
     Args:
-        shared: A folder in shared memory; made on first use.
+        shared: A private folder in shared memory, or again *spill*.
         spill: A folder on disk, for when shared memory is too small.
     """
 
@@ -70,7 +72,7 @@ class ValueFolder:
     def write(self, data: memoryview) -> Path:
         """Write *data* to a new file, readable by this user only: a draft, until `keep`."""
         path = self.for_size(data.nbytes) / f"{secrets.token_hex(8)}{_draft_ending(os.getpid())}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = private.create_file(path)
         try:
             rest = data.cast("B")  # written, not mapped: a full /dev/shm is an error, not a SIGBUS
             while rest:
@@ -98,7 +100,6 @@ class ValueFolder:
     def for_size(self, size_bytes: int) -> Path:
         """Return the folder that has room for so many bytes."""
         try:
-            self._shared.mkdir(mode=0o700, exist_ok=True)
             room = os.statvfs(self._shared)
         except OSError:
             return self._spill
@@ -106,11 +107,21 @@ class ValueFolder:
         return self._shared if is_enough else self._spill
 
     def read(self, path: Path) -> memoryview:
-        """Return the bytes of a file that `write` made: mapped, not read; private to the caller."""
+        """Return the bytes of a file that `write` made: mapped, not read; private to the caller.
+
+        Raises:
+            TransferError: It is no file of this session, or others may write to it.
+        """
         if path.parent not in (self._shared, self._spill):
             raise TransferError(f"{path} is not a file of this session.")
-        with path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        try:
+            fd = private.open_file(path)
+        except NotPrivate as exc:
+            raise TransferError(f"A value was not taken from its file: {exc}") from exc
+        try:
+            return memoryview(mmap.mmap(fd, 0, access=mmap.ACCESS_COPY))
+        finally:
+            os.close(fd)
 
 
 def _draft_ending(pid: int) -> str:

@@ -22,6 +22,7 @@ from nbdist import cli
 from nbdist.cli import lab, run, sessions
 from nbdist.errors import UsageError
 from nbdist.folder import SessionFolder, boot_id
+from tests.private_files import write_private
 from tests.processes import wait_for_end
 
 NBDIST = [sys.executable, "-m", "nbdist"]
@@ -153,7 +154,7 @@ def test_config_masks_secrets(
 def test_lab_runs_the_jupyterlab_of_this_python(tmp_path: Path) -> None:
     command = lab.lab_command(tmp_path, ["--port=9"], is_root=False, has_browser=True)
 
-    assert command[:3] == [sys.executable, "-m", "jupyterlab"]
+    assert command[:4] == [sys.executable, "-P", "-m", "jupyterlab"]
     assert f"--ServerApp.root_dir={tmp_path}" in command
     assert command[-1] == "--port=9"
     assert not {"--allow-root", "--no-browser"} & set(command)
@@ -445,13 +446,33 @@ def test_a_process_that_nbdist_did_not_write_down_is_never_ended(run_folder: Pat
         folder = SessionFolder.create(run_folder)
         # Its number, with the start time of a process that had the number before.
         entry = {"role": "rank 0", "pid": bystander.pid, "started": 1, "boot": boot_id()}
-        (folder.path / "processes.jsonl").write_text(json.dumps(entry) + "\n")
+        write_private(folder.path / "processes.jsonl", json.dumps(entry) + "\n")
 
         said = sessions.stop(folder)
 
         assert "nothing of it was running" in said
         assert bystander.poll() is None
         assert not folder.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("processes.jsonl", b'{"role": "rank 0"}\n}\n\xff'), ("session.json", b'{"kernel":5}')],
+)
+def test_a_damaged_record_hides_no_other_session(
+    run_folder: Path, name: str, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged, whole = (SessionFolder.create(run_folder) for _ in range(2))
+    write_private(damaged.path / name, content)
+
+    table = sessions.session_table(run_folder)
+    said = sessions.stop(damaged)
+
+    assert damaged.session_id in table
+    assert whole.session_id in table
+    assert [message for message in caplog.messages if name in message] == caplog.messages
+    assert "its files are removed" in said
+    assert not damaged.path.exists()
 
 
 # ps and stop: real sessions -------------------------------------------------------------------
@@ -509,4 +530,38 @@ def test_stop_ends_what_is_left_when_the_agent_is_dead(run_folder: Path) -> None
         assert "left behind" in state
         assert "controller" in done.stdout
         assert wait_for_end(processes.values(), 1) == []
+        assert not list(run_folder.iterdir())
+
+
+@pytest.mark.ranks
+def test_stop_ends_a_session_whose_records_are_lost(run_folder: Path) -> None:
+    with session_of_another_process(run_folder):
+        processes = recorded(run_folder)
+        [folder] = run_folder.iterdir()
+        for name in ("processes.jsonl", "session.json"):
+            write_private(folder / name, b'{"kernel": 5}\n\xff{"role"')
+
+        shown = call("ps")
+        done = call("stop", folder.name)
+
+        assert folder.name in shown.stdout
+        assert shown.stderr.count("is passed over") == 2
+        assert str(folder / "session.json") in shown.stderr
+        assert done.returncode == 0, done.stderr
+        assert all(f"pid {process.pid}" in done.stdout for process in processes.values())
+        assert wait_for_end(processes.values(), 1) == []
+        assert not list(run_folder.iterdir())
+
+
+@pytest.mark.ranks
+def test_a_session_whose_records_are_lost_ends_whole_by_itself(run_folder: Path) -> None:
+    with session_of_another_process(run_folder) as owner:
+        processes = recorded(run_folder)
+        [folder] = run_folder.iterdir()
+        write_private(folder / "processes.jsonl", b'{"kernel": 5}\n\xff{"role"')
+
+        owner.communicate("go on\n", timeout=30)
+
+        assert owner.returncode == 0
+        assert wait_for_end(processes.values(), 5) == []
         assert not list(run_folder.iterdir())

@@ -50,6 +50,7 @@ NUMBERS = torch.tensor([0.0, 1.0, 2.0, 3.0])
 @pytest.fixture
 def folder(tmp_path: Path) -> ValueFolder:
     (tmp_path / "spill").mkdir()
+    (tmp_path / "shared").mkdir()
     return ValueFolder(tmp_path / "shared", tmp_path / "spill")
 
 
@@ -368,6 +369,28 @@ def test_what_a_killed_process_was_writing_is_told_apart_and_deleted(
     folder.discard_drafts(4711)
 
     assert sorted(files_in(folder)) == sorted([*whole.files, others])
+
+
+@pytest.mark.parametrize("how", ["open", "linked", "named twice", "a pipe"])
+def test_a_file_that_others_may_have_written_is_never_unpickled(
+    folder: ValueFolder, how: str
+) -> None:
+    packed = pack(torch.ones(2**16), folder)
+    [path] = packed.files
+    kept = path.with_name("kept")
+    if how == "open":
+        path.chmod(0o666)
+    elif how == "linked":
+        path.rename(kept).chmod(0o600)
+        path.symlink_to(kept)
+    elif how == "named twice":
+        kept.hardlink_to(path)
+    else:
+        path.unlink()
+        os.mkfifo(path, 0o600)
+
+    with pytest.raises(TransferError, match="nothing was read from it"):
+        unpack(packed.header, [memoryview(b) for b in packed.buffers], folder, tensor_from)
 
 
 def test_where_shared_memory_is_missing_files_lie_in_the_session_folder(tmp_path: Path) -> None:

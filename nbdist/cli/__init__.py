@@ -12,6 +12,7 @@ Importing it, and ``nbdist version``, imports none of the heavy packages.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
 import sys
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a notebook that failed, 2 for what nbdist refuses to do, 130 after
         Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, for_jupyter = _split(words)
     parser = make_parser()

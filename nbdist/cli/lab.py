@@ -47,7 +47,7 @@ def lab_command(
     folder: Path, arguments: Sequence[str], *, is_root: bool, has_browser: bool
 ) -> list[str]:
     """Return the command line of the server."""
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}"]
+    command = [sys.executable, "-P", "-m", "jupyterlab", f"--ServerApp.root_dir={folder.resolve()}"]
     # Else its address drowns in what its extensions have to say.
     command.append("--log-level=WARN")
     if is_root:

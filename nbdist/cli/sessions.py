@@ -20,6 +20,7 @@ from nbdist.errors import LaunchError, UsageError, did_you_mean
 from nbdist.folder import SessionFolder, sessions
 from nbdist.launchers.agent_link import AgentLink, Event
 from nbdist.launchers.start import STOP_TIMEOUT_S, end_session
+from nbdist.processes import marked
 from nbdist.view.columns import align
 
 State = Literal["alive", "starting", "waiting for attach", "left behind"]
@@ -182,6 +183,8 @@ def stop(folder: SessionFolder) -> str:
         What was done, in one line.
     """
     alive = [role for role, process in folder.processes() if process.is_alive]
+    if not alive:  # the records may be lost
+        alive = [f"pid {pid}" for pid in marked(folder.session_id)]
     agent = next((process for role, process in folder.processes() if role == "agent"), None)
     if agent is not None and agent.is_alive:
         _ask_agent(folder, agent.pid)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nbdist import private
 from nbdist.errors import LaunchError
 from nbdist.folder import SessionFolder
 
@@ -51,7 +52,7 @@ class AgentLink:
         """Wait for the agent's socket and connect.
 
         Raises:
-            LaunchError: The agent ended first, or took longer than *timeout_s*.
+            LaunchError: The agent ended first, took longer than *timeout_s*, or is another user's.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -66,6 +67,11 @@ class AgentLink:
                         f"The agent did not answer within {timeout_s:.0f} s."
                     ) from None
                 time.sleep(0.01)
+        if not private.peer_of(self._socket).is_me:
+            raise LaunchError(
+                f"Another user's process answers at {self._folder.agent_socket}; "
+                "it was told nothing."
+            )
         threading.Thread(target=self._read, name="nbdist-agent", daemon=True).start()
 
     def _read(self) -> None:

@@ -13,7 +13,9 @@ controller spells the address of a Unix socket ``ipc://x-PORT``, client and engi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from pathlib import Path
 
 import zmq
@@ -39,12 +41,26 @@ class Controller(IPController):  # type: ignore[misc]
         return f"{interface}:{number}"
 
     def init_hub(self) -> None:
-        """Make the hub, and take it off the queues' traffic."""
+        """Make the hub, take it off the queues' traffic, and tell it of the engines there are."""
         super().init_hub()
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            self.hub._load_engine_state()  # of the controller before this one, if there was any
+        save = self.hub._save_engine_state
+
+        def save_if_possible() -> None:
+            with contextlib.suppress(OSError):  # on a full disk no engine could register any more
+                save()
+
+        self.hub._save_engine_state = save_if_possible
         monitor = self.hub.monitor.socket
         monitor.setsockopt(zmq.SUBSCRIBE, b"heartmonitor")
         monitor.setsockopt(zmq.UNSUBSCRIBE, b"")
 
+    def to_work_dir(self) -> None:
+        """Stay in the notebook's folder, and import nothing that lies in it."""
+
 
 if __name__ == "__main__":
+    os.environ.pop("IPP_SESSION_KEY", None)  # of another cluster
+    os.umask(0o077)  # all its files are private, whatever the user's umask is
     Controller.launch_instance()

@@ -19,13 +19,15 @@ from traitlets.config import Config
 from nbdist.folder import SessionFolder
 from nbdist.processes import MARK
 
+# -P: nothing in the notebook's folder stands in for a module. Its path comes when all is imported.
+PYTHON = [sys.executable, "-P", "-m"]
+
 # Measured in docs/decisions.md: threads instead of 8 scheduler processes, and a short heart beat,
 # since an engine counts as registered from its first beat on. A rank's death is seen by the agent;
 # the hub must never strike a rank off for being slow.
 CONTROLLER_ARGS = [
     "--IPController.transport=ipc",
     "--IPController.reuse_files=True",  # if there are any: it takes another one's place
-    "--IPController.restore_engines=True",
     "--IPController.use_threads=True",
     "--HeartMonitor.period=100",
     "--HeartMonitor.max_heartmonitor_misses=1000000000",
@@ -43,7 +45,7 @@ class AgentLauncher(LocalProcessLauncher, EngineLauncher):  # type: ignore[misc]
 
     def find_args(self) -> list[str]:
         """Return the agent's command line."""
-        return [sys.executable, "-m", "nbdist.rank.agent", self.profile_dir]
+        return [*PYTHON, "nbdist.rank.agent", self.profile_dir]
 
     async def start(self, n: int) -> Any:
         """Start the agent; *n* engines follow."""
@@ -62,7 +64,7 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
     mark = {MARK: folder.session_id}
     config.AgentLauncher.environment = {**env, **mark}
     config.LocalControllerLauncher.environment = mark
-    command = [sys.executable, "-m", "nbdist.launchers.controller"]
+    command = [*PYTHON, "nbdist.launchers.controller"]
     config.LocalControllerLauncher.controller_cmd = command
     log = logging.getLogger(f"{__name__}.cluster")
     log.setLevel(logging.CRITICAL)  # it would report files that went with their session's folder
@@ -77,7 +79,7 @@ def make_cluster(folder: SessionFolder, env: dict[str, str]) -> Cluster:
         engines=AgentLauncher,
         controller_ip=str(folder.channels),
         controller_location="127.0.0.1",  # the host's name need not resolve
-        controller_args=CONTROLLER_ARGS,
+        controller_args=[*CONTROLLER_ARGS, f"--ipython-dir={folder.path}"],
         send_engines_connection_env=False,  # the agent imports torch while the controller starts
         delay=0,
     )

@@ -7,6 +7,7 @@ start ──▶ agent (imports torch, forks ranks) ─┐
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -17,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbdist import processes
+import psutil
+
+from nbdist import private, processes
 from nbdist.config import Config, to_dict
 from nbdist.errors import ConfigError, LaunchError, NbdistError, SessionError
 from nbdist.folder import SessionFolder, runtime_root
@@ -43,6 +46,7 @@ START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5.0
 ATTACH_TIMEOUT_S = 10.0
 RECONNECT_S = 10.0
+ENDING_S = 1.0  # until a process whose end was seen has been waited for
 TAIL_LINES = 15
 
 # Keys that sessions do not use yet, and what their users can do instead.
@@ -230,7 +234,8 @@ class Processes:
         """Say what has gone wrong with the start so far, if anything has."""
         if self.exits:
             return (
-                f"{describe_exit(min(self.exits.items())[1])}\nRun `%dist start -n 1` to see "
+                f"{describe_exit(min(self.exits.items())[1])}\n{_room_note(self.folder)}"
+                "Run `%dist start -n 1` to see "
                 "whether one rank alone starts. Nothing was left running."
             )
         if self.failure is not None or self.is_agent_lost:
@@ -283,17 +288,36 @@ def launch(config: Config) -> Processes:
         LaunchError: They cannot be started; nothing is left running.
     """
     check_supported(config)
+    check_working_folder()
     plan = plan_devices(config, count_gpus(), available_cores())
     folder = SessionFolder.create(runtime_root())
     session = Processes(folder, plan)
     try:
+        folder.make_shared_memory()
         _launch(session, config)
     except BaseException as exc:
         session.stop()
         if isinstance(exc, (NbdistError, KeyboardInterrupt)):
             raise
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise LaunchError(_no_room(folder)) from exc
         raise LaunchError(f"The session could not be started: {type(exc).__name__}: {exc}") from exc
     return session
+
+
+def check_working_folder() -> None:
+    """Refuse to start ranks in a folder that was deleted under this process.
+
+    Raises:
+        LaunchError: There is no working folder.
+    """
+    try:
+        Path.cwd()
+    except OSError as exc:
+        raise LaunchError(
+            f"The working folder of this process cannot be found: {exc.strerror}. Was it deleted?\n"
+            "Go to another one first: `%cd ~` in a notebook, `os.chdir(...)` in a script."
+        ) from exc
 
 
 def check_supported(config: Config) -> None:
@@ -331,9 +355,10 @@ def _launch(session: Processes, config: Config) -> None:
     folder.write_json(folder.agent_spec, to_json(spec))
     folder.describe({"kernel": kernel_of_this_process(), "nproc": plan.nproc, "since": time.time()})
     session.cluster = make_cluster(folder, agent_environment(config, devices[0]))
-    log = str(folder.logs / "agent.log")
+    for log in (folder.agent_log, folder.controller_log):
+        os.close(private.create_file(log))  # ipyparallel would leave them open to others
     # The agent first: nothing takes as long as its import of torch.
-    session.cluster.start_engines_sync(n=plan.nproc, output_file=log)
+    session.cluster.start_engines_sync(n=plan.nproc, output_file=str(folder.agent_log))
     _start_controller(session)
 
 
@@ -360,7 +385,7 @@ def replace_controller(session: Processes, num_watching: int) -> None:
     deadline = time.monotonic() + RECONNECT_S
     while num_connected(session.folder) < wanted and time.monotonic() < deadline:
         if session.controller is None or not session.controller.is_alive:
-            raise LaunchError(_controller_failed(session.folder))
+            raise LaunchError(_controller_failed(session))
         time.sleep(0.01)
     session.is_controller_lost = False
     session.note_blockage(None)
@@ -375,12 +400,12 @@ def _end_controller(controller: ProcessId, mark: str) -> None:
 
 
 def _start_controller(session: Processes) -> None:
-    session.cluster.start_controller_sync()
+    session.cluster.start_controller_sync(output_file=str(session.folder.controller_log))
     try:
         pid = session.cluster.controller.pid
         session.controller = session.folder.record_birth("controller", pid)
     except ProcessLookupError:
-        raise LaunchError(_controller_failed(session.folder)) from None
+        raise LaunchError(_controller_failed(session)) from None
 
 
 def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) -> None:
@@ -407,7 +432,7 @@ def wait_until_joined(session: Processes, on_progress: Callable[[str], None]) ->
             if failure := session.start_failure():
                 raise LaunchError(failure)
             if session.controller is None or not session.controller.is_alive:
-                raise LaunchError(_controller_failed(session.folder))
+                raise LaunchError(_controller_failed(session))
             if time.monotonic() > deadline:
                 raise LaunchError(_too_slow(session))
             if session.has_imported:
@@ -428,26 +453,72 @@ def agent_environment(config: Config, device: RankDevice) -> dict[str, str]:
 
 def describe_exit(event: Event) -> str:
     """Say how a rank ended and what it wrote last."""
-    tail = "\n".join(str(event.get("tail", "")).splitlines()[-TAIL_LINES:])
-    said = f"Its log ends with:\n{tail}" if tail else "It wrote nothing."
     return (
         f"rank {event['rank']} (pid {event['pid']}) {exit_words(event['code'])} "
-        f"before it had joined the others.\n{said}"
+        f"before it had joined the others.\n{last_words(str(event.get('tail', '')))}"
     )
+
+
+def last_words(log: str) -> str:
+    """Return the end of *log*, and first of all the error that it tells of."""
+    lines = log.splitlines()
+    if not lines:
+        return "It wrote nothing."
+    shown = lines[-TAIL_LINES:]
+    cause = _cause_in(lines)
+    named = [] if cause is None or cause in shown else [f"The cause: {cause}"]
+    return "\n".join([*named, "Its log ends with:", *shown])
+
+
+def _cause_in(lines: Iterable[str]) -> str | None:
+    """Return the line of the last exception of all tracebacks; an exit only says that it ended."""
+    cause, is_inside = None, False
+    for line in lines:
+        if line.startswith("Traceback (most recent call last)"):
+            is_inside = True
+        elif is_inside and line[:1].strip():
+            is_inside = False
+            cause = cause if line.startswith("SystemExit") else line
+    return cause
 
 
 def _agent_failed(session: Processes) -> str:
     what = session.failure or "it ended"
     return (
-        f"The agent could not start the ranks: {what}\n"
-        f"{_log_end(session.folder.logs / 'agent.log')}\nNothing was left running."
+        f"The agent could not start the ranks: {what}{_how_ended(session.cluster.engine_set)}\n"
+        f"{_log_end(session.folder.agent_log)}\n{_room_note(session.folder)}"
+        "Nothing was left running."
     )
 
 
-def _controller_failed(folder: SessionFolder) -> str:
-    logs = sorted((folder.path / "log").glob("ipcontroller*.log"))
-    end = _log_end(logs[-1]) if logs else "It wrote no log."
-    return f"ipyparallel's controller ended during the start.\n{end}\nNothing was left running."
+def _how_ended(launcher: Any) -> str:
+    """Say how the process that ipyparallel has started ended; nothing while it runs."""
+    try:
+        code = launcher.process.wait(timeout=ENDING_S)
+    except (AttributeError, psutil.Error):  # never started, or it runs
+        return ""
+    return "" if code is None else f" It {exit_words(int(code))}."
+
+
+def _controller_failed(session: Processes) -> str:
+    end = _log_end(session.folder.controller_log)
+    how = _how_ended(session.cluster.controller)
+    return (
+        f"ipyparallel's controller ended during the start.{how}\n{end}\n"
+        f"{_room_note(session.folder)}Nothing was left running."
+    )
+
+
+def _room_note(folder: SessionFolder) -> str:
+    """Say that the disk is full, if it is: then the logs cannot tell."""
+    return f"{_no_room(folder)}\n" if folder.is_full else ""
+
+
+def _no_room(folder: SessionFolder) -> str:
+    return (
+        f"The disk on which {folder.path} lies is full.\n"
+        "Free space there, or set NBDIST_RUNTIME_DIR to a folder on another disk."
+    )
 
 
 def _too_slow(session: Processes) -> str:
@@ -460,10 +531,9 @@ def _too_slow(session: Processes) -> str:
 
 def _log_end(path: Path) -> str:
     try:
-        lines = path.read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return "It wrote no log."
-    return "Its log ends with:\n" + "\n".join(lines[-TAIL_LINES:]) if lines else "Its log is empty."
+        return last_words(private.read_text(path))
+    except OSError as exc:
+        return f"Its log cannot be read: {exc}."
 
 
 def session_summary(plan: DevicePlan, seed: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
 
-from nbdist.sessions.deferral import deferred_interrupts
+from nbdist.sessions.imports import own_imports
 
 
 @magics_class
@@ -22,7 +22,7 @@ class DistMagics(Magics):
 
     @property
     def _commands(self) -> Any:
-        with deferred_interrupts():
+        with own_imports():
             commands = importlib.import_module("nbdist.notebook.commands")
         return commands.Commands(self.shell)
 

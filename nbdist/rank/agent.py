@@ -28,7 +28,6 @@ import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -37,7 +36,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nbdist import processes
+from nbdist import private, processes
 from nbdist.folder import SessionFolder
 from nbdist.packing import ValueFolder
 from nbdist.processes import exit_words
@@ -60,6 +59,7 @@ POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # torch ends the process after a collective that failed or was cut off, unless told otherwise
 # before it is imported. Read in torch 2.13; never run on a GPU.
+OF_ANOTHER_CLUSTER = ("IPP_CONNECTION_INFO", "IPP_SESSION_KEY")  # an engine obeys them
 KEEP_ALIVE = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_ENABLE_MONITORING": "0",
@@ -104,6 +104,7 @@ class Agent:
         self._table: Any = None  # the guard's, once torch is imported
         self._values = ValueFolder(folder.shared_memory(), folder.path)
         self.is_ending = False
+        self._umask = os.umask(0o077)  # of the user: the ranks get it back
         self._history: list[dict[str, Any]] = []
         self._selector = selectors.DefaultSelector()
         self._listener = self._listen()
@@ -152,6 +153,7 @@ class Agent:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         draft = f"{self.folder.agent_socket}.part"
         listener.bind(draft)
+        Path(draft).chmod(0o600)  # the umask may have taken the owner's own rights
         listener.listen()
         Path(draft).rename(self.folder.agent_socket)  # who sees the name can connect at once
         self._selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -175,8 +177,7 @@ class Agent:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        _, uid, _ = _peer(connection)
-        if uid != os.getuid():
+        if not private.peer_of(connection).is_me:
             connection.close()
             return
         self.kernels[connection] = bytearray()
@@ -225,13 +226,12 @@ class Agent:
             self._send(connection, {"event": "refused", "pid": pid})
             return
         try:
-            process = processes.ProcessId.of(_peer(connection)[0])
+            process = processes.ProcessId.of(private.peer_of(connection).pid)
         except ProcessLookupError:
             process = None
         self.owner, self.lease_ends = Owner(connection, process), None
         kernel = {**message["kernel"], "since": time.time()}
-        about = {**self.folder.description(), "kernel": kernel, "lease_until": None}
-        self.folder.describe(about)
+        self._do(self._describe, {"kernel": kernel, "lease_until": None})
         answer = {"event": "attached", "turn": self._num_attached, "left_at": self._left_at}
         self._send(connection, answer)
         self._num_attached += 1
@@ -244,9 +244,13 @@ class Agent:
             return self.end("the kernel is gone")
         self.lease_ends = time.monotonic() + lease_s
         lease_until = self._left_at + lease_s
-        self.folder.describe({**self.folder.description(), "lease_until": lease_until})
+        self._do(self._describe, {"lease_until": lease_until})
         logger.info("the kernel is gone; the session waits %s s for another one", lease_s)
         return None
+
+    def _describe(self, changes: Mapping[str, Any]) -> None:
+        """Write down what has changed; on a full disk it cannot be, and the session goes on."""
+        self.folder.describe({**self.folder.description(), **changes})
 
     def _look_at_kernel(self) -> None:
         """See a kernel's end where its connection does not show it; end with the lease."""
@@ -324,12 +328,11 @@ class Agent:
         """Make the table in which the guards of all ranks say what they are about to call."""
         from nbdist.runtime.table import Table
 
-        shared = self.folder.shared_memory()
+        name = "guard.table"
         try:
-            shared.mkdir(mode=0o700, exist_ok=True)
-            self._table = Table.create(shared / "guard.table", self.spec.world_size)
-        except OSError:  # no shared memory, or none left
-            self._table = Table.create(self.folder.path / "guard.table", self.spec.world_size)
+            self._table = Table.create(self.folder.shared_memory() / name, self.spec.world_size)
+        except OSError:  # somebody has filled shared memory meanwhile
+            self._table = Table.create(self.folder.path / name, self.spec.world_size)
 
     def spawn(self, rank: int, generation: int = 0, meeting: str | None = None) -> None:
         """Fork the process of *rank*.
@@ -414,6 +417,7 @@ class Agent:
                     table=self._table.path,
                     pipe=output,
                     channel=channel_end,
+                    umask=self._umask,
                 )
             )
         except BaseException:  # noqa: BLE001 - the edge of a process: it becomes the log and the exit code
@@ -567,13 +571,6 @@ class Agent:
         os._exit(0)
 
 
-def _peer(connection: socket.socket) -> tuple[int, int, int]:
-    """Return pid, uid and gid of who made *connection*."""
-    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, gid = struct.unpack("3i", packed)
-    return pid, uid, gid
-
-
 def import_engine() -> None:
     """Import all that a rank needs, so that a fork has it already. Starts no thread."""
     from nbdist.rank import engine
@@ -601,10 +598,12 @@ def main(folder_path: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     minder.take_orphans()  # those of a killed minder
     folder = SessionFolder(Path(folder_path))
-    content = json.loads(folder.agent_spec.read_text())
+    content = json.loads(private.read_bytes(folder.agent_spec))
     content["gpus"] = tuple(content["gpus"])
     spec = AgentSpec(**content)
     folder.record_birth("agent", os.getpid())
+    for name in OF_ANOTHER_CLUSTER:
+        os.environ.pop(name, None)
     # Before torch is imported: with more than one BLAS thread a forked rank can hang.
     for name in ONE_THREAD:
         os.environ[name] = "1"

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from nbdist import private
 from nbdist.folder import SessionFolder
 from nbdist.processes import ProcessId
 from nbdist.wire import end_of_log
@@ -162,10 +163,10 @@ def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:
 
 
 def tail(path: Path) -> str:
-    """Return the end of the log at *path*; empty where there is none."""
+    """Return the end of the log at *path*; empty where there is none that can be read."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        with os.fdopen(private.open_file(path), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             return end_of_log(file.read().decode(errors="replace"))
-    except FileNotFoundError:
+    except OSError:
         return ""

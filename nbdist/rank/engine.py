@@ -32,6 +32,7 @@ from nbdist.wire import AgentSpec
 logger = logging.getLogger(__name__)
 
 GRACE_S = 1.0
+MACHINERY = r"(ipyparallel|ipykernel|IPython|jupyter_client|traitlets|tornado|zmq|asyncio)(\.|$)"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Birth:
         table: File that the guards of all ranks share.
         pipe: Non-blocking read end of the pipe that is this process's fd 1 and 2.
         channel: Socket to the agent; its end means that the agent is gone.
+        umask: Of the user, for what his cells make.
     """
 
     folder: SessionFolder
@@ -59,6 +61,7 @@ class Birth:
     table: Path
     pipe: int
     channel: socket.socket
+    umask: int
 
 
 def preload() -> None:
@@ -100,6 +103,7 @@ def run(birth: Birth) -> int:
     engine.names = namespace(spec, rank, device)
     engine.secrets = secrets
     engine.is_fresh = birth.meeting is not None
+    engine.umask = birth.umask
     engine.initialize([])
     engine.start()
     return 0
@@ -175,6 +179,8 @@ def _quiet_warnings() -> None:
     """Keep warnings about our own way of working from the user; theirs are left alone."""
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", append=True)
     warnings.filterwarnings("ignore", message="To exit: use 'exit'")
+    # Where the user has made warnings errors, those of what we run on would end the rank.
+    warnings.filterwarnings("ignore", module=MACHINERY)
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
 
 

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 
 from nbdist.errors import CollectiveError
 from nbdist.runtime.calls import CELL_PREFIXES, LIBRARY_PREFIXES
+from nbdist.shadows import file_that_hides
 from nbdist.wire import CellError, Frame
 
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
@@ -104,6 +105,8 @@ def message_of(exception: BaseException) -> str:
         text = "\n".join([text, *map(str, notes)])
     if isinstance(exception, BaseExceptionGroup):
         text = "\n".join([text, *map(_member, exception.exceptions[:MAX_MEMBERS])])
+    if file := file_that_hides(exception):
+        text = f"{text}\n{file} hides the module that is meant: give that file another name."
     if len(text) > MAX_MESSAGE:
         text = f"{text[:MAX_MESSAGE]}… ({len(text) - MAX_MESSAGE} characters more)"
     return text

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nbdist import private
 from nbdist.wire import Dropped, output_to_json
 
 FILE_BYTES = 4 * 2**20
@@ -71,7 +72,8 @@ class Journal:
 
     def _find_files(self) -> None:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._folder.exists():
+                private.make_folder(self._folder)
             numbers = sorted(int(path.stem) for path in self._folder.glob("*.jsonl"))
             for self._number in numbers:
                 self._full.append((self._path, self._path.stat().st_size))
@@ -132,9 +134,8 @@ class Journal:
             self._full.append((self._path, self._file_bytes))
         self._number += 1
         self._file_bytes, self._is_line_cut = 0, False
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
-            self._fd = os.open(self._path, flags, 0o600)
+            self._fd = private.append_file(self._path)
             while sum(size for _, size in self._full) > self._max_bytes:
                 self._full.popleft()[0].unlink(missing_ok=True)
         except OSError:

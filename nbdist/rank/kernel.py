@@ -43,6 +43,7 @@ from nbdist.rank.recovery import Recovery
 from nbdist.rank.replicas import share
 from nbdist.rank.secrets import Secrets
 from nbdist.rank.shell import CellCompiler, RankShell
+from nbdist.shadows import add_working_folder
 from nbdist.wire import AgentSpec, Snapshot
 
 PATIENCE_S = 0.3  # until an interrupt that Python does not see means a native call
@@ -349,6 +350,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
     names: dict[str, Any]
     secrets: Secrets
     is_fresh: bool
+    umask: int
 
     @classmethod
     def for_rank(
@@ -373,6 +375,8 @@ class RankEngine(IPEngine):  # type: ignore[misc]
             log_level=logging.ERROR,
         )
         engine.config.ProfileDir.location = str(folder.path)
+        # The user's own may be on a disk that is full or cannot be written to.
+        engine.config.InteractiveShell.ipython_dir = str(folder.path)
         engine.folder, engine.rank_log, engine.pipe = folder, log, pipe
         engine.recovery = recovery
         engine.log_bytes = spec.config["log_bytes"]
@@ -397,6 +401,11 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         progress.install(recorder.touch_bar)
         tqdm_bars.install(recorder)
         recorder.start_threads()
+        os.umask(self.umask)  # from here on what is made is the user's
+        add_working_folder()
+
+    def to_work_dir(self) -> None:
+        """Stay in the notebook's folder; it comes on the import path when all is imported."""
 
     def init_signal(self) -> None:
         """Leave the signals as the rank has set them."""

@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+from nbdist import private
 from nbdist.rank.secrets import Secrets
 
 
@@ -26,7 +27,7 @@ class RankLog:
         self._open()
 
     def _open(self) -> None:
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = private.append_file(self.path)
         self._size_bytes = os.fstat(self._fd).st_size
 
     def close(self) -> None:

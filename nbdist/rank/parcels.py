@@ -8,7 +8,7 @@ optimizer steps the parameters of the model beside it. With the variables go the
 cells, the working directory, the import path and torch's default dtype.
 
 Not covered: ranks of several hosts. Only a rank of the same session reads the file, which lies in
-the session's private folder: what it unpickles is what another rank wrote.
+a private folder of the session and is checked once more: what it unpickles is what a rank wrote.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from nbdist import private
 from nbdist.errors import TransferError
 from nbdist.rank.by_value import CellPickler, CellUnpickler, text_of_cell
 from nbdist.rank.definitions import Namespace, Uncopyable
@@ -124,7 +125,7 @@ class _Parcel:
             "buffers": [buffer.nbytes for buffer in self.buffers],
         }
         parts: list[list[Any]] = [[json.dumps(head).encode() + b"\n", self.stream.getbuffer()]]
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        fd = private.create_file(path)
         try:
             with os.fdopen(fd, "wb", buffering=0) as file:
                 contents = map(chunks_of, map(_flat, storages))
@@ -154,8 +155,11 @@ def read(path: Path, namespace: Namespace, place: Place) -> Transfer:
         path: What `write` wrote.
         namespace: Of the cells here.
         place: This rank.
+
+    Raises:
+        NotPrivate: The file is not this user's alone; nothing was read.
     """
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(private.open_file(path), "rb", buffering=0) as file:
         head = json.loads(file.readline())
         stream = io.BytesIO(_filled(file, bytearray(head["pickle"])))
         storages = [_read_storage(file, size, on or place.device) for size, on in head["storages"]]

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbdist import private
 from nbdist.errors import Kind
 from nbdist.runtime.futex import Futex
 from nbdist.runtime.slots import (
@@ -86,10 +87,11 @@ class Table:
 
         Raises:
             ValueError: That file is no table of this version.
+            NotPrivate: It is another user's, or open to others.
         """
         self.path = path
         self._lock = threading.RLock()
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = private.open_file(path, os.O_RDWR)
         self._chunks: list[mmap.mmap] = []
         self._slots: dict[int, Slot] = {}
         self._walked = 0
@@ -105,7 +107,7 @@ class Table:
     @classmethod
     def create(cls, path: Path, world_size: int) -> Table:
         """Make the file, readable by this user only, and open it."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = private.create_file(path)
         try:
             end = pages(_CANCELS + (world_size + 1) * _CANCEL_BYTES)
             os.ftruncate(fd, CHUNK_BYTES)

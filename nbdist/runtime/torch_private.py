@@ -146,7 +146,9 @@ def _has_fsdp() -> bool:
 def _is_defined_by_fsdp(method: str) -> bool:
     """Say whether `FSDPModule` has *method*, by its source: most sessions never import it."""
     try:
-        source = Path(_TORCH, "distributed/fsdp/_fully_shard/_fully_shard.py").read_text()
+        source = Path(_TORCH, "distributed/fsdp/_fully_shard/_fully_shard.py").read_text(
+            encoding="utf-8"
+        )
     except OSError:
         return False
     return f"    def {method}(" in source

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbdist import wire
+from nbdist import private, wire
 from nbdist.config import from_dict
 from nbdist.errors import LaunchError, SessionError
 from nbdist.folder import SessionFolder, runtime_root
@@ -84,7 +84,7 @@ def attach(session_id: str | None = None) -> Session:
 
 def read(folder: SessionFolder) -> tuple[Processes, Any]:
     """Return the processes of the session in *folder*, not connected yet, and its configuration."""
-    spec = json.loads(folder.agent_spec.read_text())
+    spec = json.loads(private.read_bytes(folder.agent_spec))
     plan = DevicePlan(
         device=spec["device"],
         nproc=spec["nproc"],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbdist.config import Config, load_config
 from nbdist.errors import SessionError
-from nbdist.sessions.deferral import deferred_interrupts
+from nbdist.sessions.imports import own_imports
 
 if TYPE_CHECKING:
     from nbdist.sessions.session import Session
@@ -88,7 +88,7 @@ def attach(session_id: str | None = None) -> Session:
             f"A session is running here already: {get()!r}.\n"
             "`%dist stop` (`.stop()`) ends it; then attach to the other one."
         )
-    with deferred_interrupts():
+    with own_imports():
         from nbdist.sessions import attach as attaching
 
     _current = attaching.attach(session_id)
@@ -98,12 +98,12 @@ def attach(session_id: str | None = None) -> Session:
 
 def _start(config: Config, on_progress: Callable[[str], None]) -> Session:
     """Launch the processes, and import what drives them while they import torch."""
-    with deferred_interrupts():
+    with own_imports():
         from nbdist.launchers import start as launching
 
     processes = launching.launch(config)
     try:
-        with deferred_interrupts():
+        with own_imports():
             from nbdist.sessions import session
 
         return session.connect(config, processes, on_progress)

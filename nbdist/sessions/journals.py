@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbdist import wire
+from nbdist import private, wire
 from nbdist.errors import SessionError, did_you_mean
 from nbdist.folder import SessionFolder
 from nbdist.wire import CellError, CellReply, CellRequest, Output, RankOutput, Text
@@ -167,7 +168,7 @@ class Journals:
         if newest is None or newest.request.cell_id != cell.request.cell_id:
             return ""
         try:
-            text = self._folder.rank_log(cell.rank).read_bytes()[-LOG_TAIL_BYTES:]
+            text = private.read_bytes(self._folder.rank_log(cell.rank))[-LOG_TAIL_BYTES:]
         except FileNotFoundError:
             return ""
         return wire.end_of_log(text.decode(errors="replace"))
@@ -202,7 +203,7 @@ class Tail:
             self.close()
             self._number, self._pending = int(later[0].stem), b""
             try:
-                self._file = later[0].open("rb")
+                self._file = os.fdopen(private.open_file(later[0]), "rb")
             except FileNotFoundError:  # it was the oldest, and had to go
                 self._file = None
 
@@ -225,7 +226,7 @@ def last_number(folder: Path) -> int:
 
 def _cells_in(path: Path, rank: int) -> list[KeptCell]:
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = private.read_bytes(path).split(b"\n")[:-1]
     except FileNotFoundError:
         return []
     cells: list[KeptCell] = []

@@ -43,7 +43,7 @@ def _waiting(folder: SessionFolder) -> Iterator[WaitingSession]:
     agent = folder.process("agent")
     if about.get("lease_until") is not None and agent is not None and agent.is_alive:
         working_folder = about.get("kernel", {}).get("folder", "?")
-        yield WaitingSession(folder, about["nproc"], about["since"], working_folder)
+        yield WaitingSession(folder, about.get("nproc", 0), about.get("since", 0.0), working_folder)
 
 
 def choose(root: Path, session_id: str | None) -> SessionFolder:

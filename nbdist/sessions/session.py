@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from nbdist import wire
+from nbdist import private, wire
 from nbdist.config import Config
 from nbdist.errors import SessionError
 from nbdist.launchers import start as launching
@@ -572,10 +572,11 @@ class Session:
 
     def log_tail(self, rank: int, num_lines: int) -> str:
         """Return the last *num_lines* lines of the log of *rank*."""
-        path = self._processes.folder.rank_log(rank)
-        if not path.exists():
+        try:
+            text = private.read_text(self._processes.folder.rank_log(rank))
+        except FileNotFoundError:
             return ""
-        return "\n".join(path.read_text(errors="replace").splitlines()[-num_lines:])
+        return "\n".join(text.splitlines()[-num_lines:])
 
     def _on_exit(self, event: Mapping[str, Any]) -> None:
         """Tell every run that a rank, or the agent with all of them, is gone (link's thread)."""

@@ -23,7 +23,7 @@ from typing import Any
 import zmq
 from ipyparallel import Client
 
-from nbdist import packing, wire
+from nbdist import packing, private, wire
 from nbdist.errors import LaunchError, SessionError
 
 logger = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ def _context() -> zmq.Context[Any]:
 
 def _is_complete(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(private.read_bytes(path))
     except (FileNotFoundError, ValueError):
         return False
     return True

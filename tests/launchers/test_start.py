@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +39,19 @@ def nothing_is_left(
     """Every process that a test starts must be gone soon after it, every file as well."""
     mark = f"{os.getpid()}-{abs(hash(request.node.nodeid))}"
     monkeypatch.setenv(MARK, mark)
-    seen: set[str] = set()  # other sessions of this user come and go meanwhile
-    create = SessionFolder.create
-    monkeypatch.setattr(SessionFolder, "create", lambda root: noted(create(root), seen))
+    seen: set[Path] = set()  # other sessions of this user come and go meanwhile
+    make = SessionFolder.make_shared_memory
+    monkeypatch.setattr(SessionFolder, "make_shared_memory", lambda self: noted(make, self, seen))
     yield
     left = [p for p in processes_marked(MARK, mark) if p.pid != os.getpid()]
     assert [describe(process) for process in wait_for_end(left, 10)] == []
-    seen |= {path.name for path in run_folder.iterdir()}
     wait_until(lambda: not list(run_folder.iterdir()), "the session folders to be gone")
-    assert [
-        str(p) for p in Path("/dev/shm").glob("nbdist-*") if p.name.split("-")[-1] in seen
-    ] == []
+    assert [path for path in seen if path.exists()] == []
 
 
-def noted(folder: SessionFolder, seen: set[str]) -> SessionFolder:
-    seen.add(folder.session_id)
-    return folder
+def noted(make: Callable[[SessionFolder], None], folder: SessionFolder, seen: set[Path]) -> None:
+    make(folder)
+    seen.add(folder.shared_memory())
 
 
 def start_elsewhere(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
@@ -426,6 +423,48 @@ def test_keys_and_logs_are_for_their_owner_only(run_folder: Path) -> None:
     assert modes[folder.name] == "0o0"
     assert {name for name, mode in private.items() if mode != "0o0" and "security" in name} == set()
     assert shared_mode == 0
+    assert {name: mode for name, mode in private.items() if mode != "0o0" and ".log" in name} == {}
+
+
+def test_a_folder_that_somebody_has_made_in_shared_memory_is_never_taken(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = SessionFolder.create
+    traps: list[Path] = []
+
+    def with_a_trap(root: Path) -> SessionFolder:
+        """Do what another user could who has read the session's id in `ps`."""
+        folder = create(root)
+        traps.append(Path(f"/dev/shm/nbdist-{os.getuid()}-{folder.session_id}"))
+        traps[0].mkdir()
+        traps[0].chmod(0o777)
+        return folder
+
+    monkeypatch.setattr(SessionFolder, "create", with_a_trap)
+    try:
+        with ranks(1) as session:
+            rows = session.pull("list(range(2**16))")
+            shared = session._processes.folder.shared_memory()
+            used = list(traps[0].iterdir())
+        left = traps[0].exists()
+    finally:
+        traps[0].rmdir()
+
+    assert rows[0][-1] == 2**16 - 1
+    assert shared != traps[0]
+    assert used == []
+    assert left
+
+
+def test_what_cells_make_has_the_mode_that_the_user_s_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with ranks(1) as session:
+            session.run(f"open({str(tmp_path / 'made')!r}, 'w').close()").result()
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o640
 
 
 def test_no_key_is_in_an_argument_or_an_environment() -> None:

@@ -14,6 +14,7 @@ from nbdist.rank.journal import Journal
 from nbdist.sessions.journals import Journals, Tail, order_of
 from nbdist.wire import CellError, CellReply, CellRequest, Display, Dropped, Text, output_to_json
 from nbdist.wire import to_json as as_json
+from tests.private_files import write_private
 
 HELLO = Text("stdout", "hello\n")
 
@@ -117,7 +118,7 @@ def test_a_cell_without_an_end_runs_as_long_as_its_process(folder: SessionFolder
     [cell] = journals.last()
     running = journals.output_of(cell)
     cell.pid = 2**22 + 1  # no process has such a number
-    folder.rank_log(0).write_text("── In[1] ──\nhello\nlast words\n")
+    write_private(folder.rank_log(0), "── In[1] ──\nhello\nlast words\n")
     dead = journals.output_of(cell)
 
     assert (running.status, running.outputs) == ("ok", (HELLO,))
@@ -217,7 +218,7 @@ def test_a_tail_waits_for_the_end_of_a_line(folder: SessionFolder) -> None:
     folder.journals(0).mkdir(parents=True)
     path = folder.journals(0) / "1.jsonl"
     tail = Tail(folder.journals(0))
-    path.write_text('{"inp')
+    write_private(path, '{"inp')
     before = list(tail.read())
     with path.open("a") as file:
         file.write('ut": null}\n')

@@ -13,6 +13,7 @@ import pytest
 from nbdist.runtime import futex, slots
 from nbdist.runtime.slots import ABANDONED, ASYNC, GroupKey, Record
 from nbdist.runtime.table import CHUNK_BYTES, Table
+from tests.private_files import write_private
 from tests.waiting import PATIENCE_S, wait_until
 
 WORLD = GroupKey("0", (0, 1))
@@ -34,7 +35,7 @@ def test_the_file_is_this_users_alone(table: Table) -> None:
 
 
 def test_another_file_is_no_table(tmp_path: Path) -> None:
-    (tmp_path / "other").write_bytes(bytes(CHUNK_BYTES))
+    write_private(tmp_path / "other", bytes(CHUNK_BYTES))
 
     with pytest.raises(ValueError, match="no table"):
         Table(tmp_path / "other")

@@ -27,6 +27,7 @@ from nbdist.sessions import current
 from nbdist.sessions.leases import waiting
 from nbdist.sessions.run import Run
 from nbdist.sessions.session import Session
+from tests.private_files import write_private
 from tests.processes import describe, processes_marked, wait_for_end
 from tests.sessions.driving import error, finished, pids, printed, processes_of, statuses, values
 from tests.waiting import wait_until
@@ -454,6 +455,23 @@ def test_an_attached_session_is_listed_with_its_new_kernel(
     record = cli_sessions.read_session(SessionFolder(next(run_folder.iterdir())))
 
     assert (record.state, record.kernel_pid) == ("alive", os.getpid())
+
+
+def test_a_damaged_record_of_another_session_hides_none_that_waits(
+    kernel: Kernel, run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel.start()
+    killed(kernel, run_folder)
+    damaged = SessionFolder.create(run_folder)
+    write_private(damaged.path / "processes.jsonl", b'{"role": "agent"\n5\n')
+    write_private(damaged.path / "session.json", b'{"lease_until": []}')
+
+    found = [waits.folder.session_id for waits in waiting(run_folder)]
+    session = current.attach()
+    damaged.remove()
+
+    assert found == [session.session_id]
+    assert all(damaged.session_id in message for message in caplog.messages)
 
 
 # The other processes ---------------------------------------------------------------------------
