@@ -29,15 +29,20 @@ def without_working_folder() -> Iterator[None]:
             sys.path.insert(at, entry)
 
 
+def drop_working_folder() -> None:
+    """Take it off again where ipyparallel has put it first, before all is imported."""
+    sys.path[:] = filter(None, sys.path)
+
+
 def add_working_folder(environ: Mapping[str, str] = os.environ) -> None:
     """Let cells import what lies in the working folder, found where a plain kernel finds it.
 
-    Called when all is imported that a rank needs; ipyparallel has put the folder first meanwhile.
+    Called when all is imported that a rank needs.
 
     Read in IPython 9.7, `InteractiveShellApp.init_path`: in front of the installed packages, and
     not at all where ``PYTHONSAFEPATH`` is set.
     """
-    sys.path[:] = filter(None, sys.path)
+    drop_working_folder()
     if environ.get("PYTHONSAFEPATH"):
         return
     names = [Path(entry).name for entry in sys.path]

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from nbdist.folder import SessionFolder
 from nbdist.rank.logs import RankLog
 from nbdist.rank.secrets import Secrets
+from nbdist.shadows import drop_working_folder
 from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ def run(birth: Birth) -> int:
     engine.is_fresh = birth.meeting is not None
     engine.umask = birth.umask
     engine.initialize([])
+    drop_working_folder()
     engine.start()
     return 0
 
