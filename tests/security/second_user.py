@@ -5,7 +5,6 @@ The users need no entry in any list; they are numbers that nobody has.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -81,9 +80,11 @@ class Attack:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(PermissionError):  # through sudo; he ends by himself
+        try:
+            self._process.communicate(timeout=PATIENCE_S)  # he takes away what he has made
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        self._process.communicate()
+            self._process.communicate()
 
     def wait_until_ready(self) -> None:
         """Return when he has begun."""
