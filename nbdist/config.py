@@ -418,7 +418,9 @@ def _parse_override(override: str) -> dict[str, Any]:
             "Put a text with special characters in quotes: params.note='a: b'."
         ) from None
     except ValueError as exc:  # a number of thousands of digits; a text that is no Unicode
-        raise ConfigError(f"The value of the override {shown[:80]!a} cannot be read.") from exc
+        raise ConfigError(
+            f"The value of the override {shown[:80]!a} cannot be read: {hide_assigned(str(exc))}."
+        ) from exc
     except OmegaConfBaseException as exc:
         raise ConfigError(f"The override {shown!r}: {hide_assigned(_first_line(exc))}.") from exc
     return data

@@ -187,5 +187,13 @@ def test_a_reused_number_is_left_alone(start: Start) -> None:
     assert innocent.poll() is None
 
 
-def test_the_caller_never_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert end([ProcessId.of(os.getpid())], mark="t-self", grace_s=0.1) == []
+def test_the_caller_never_ends_itself() -> None:
+    code = (
+        "import os\n"
+        "from nbdist.processes import ProcessId, end\n"
+        "print(end([ProcessId.of(os.getpid())], mark='t-self', grace_s=0.1))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
