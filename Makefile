@@ -31,7 +31,7 @@ BROWSER := chromium fonts-dejavu fonts-liberation fonts-noto-color-emoji
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-notebooks test-browser notebooks browser bench pictures clean
+.PHONY: help venv venv-peers demo lab lint format test test-quick test-ranks test-recovery test-soak test-notebooks test-browser notebooks browser bench pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ test-ranks: $(STAMP) ## the tests with real ranks
 
 test-recovery: $(STAMP) ## of these, what happens when ranks fail
 	$(PYTEST) -m recovery tests/runtime tests/faults
+
+test-soak: $(STAMP) ## thousands of mixed cells with failures, stops and deaths: minutes; SOAK='--cells 500'
+	@$(BIN)/python -m tests.soak $(SOAK)
 
 # The plugin is named because tests/conftest.py is out of pytest's sight from here.
 test-notebooks: $(STAMP) ## the tutorials, each output compared with the saved one
