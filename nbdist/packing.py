@@ -77,8 +77,10 @@ class ValueFolder:
             rest = data.cast("B")  # written, not mapped: a full /dev/shm is an error, not a SIGBUS
             while rest:
                 rest = rest[os.write(fd, rest) :]
-        except OSError as exc:
+        except BaseException as exc:
             path.unlink()
+            if not isinstance(exc, OSError):
+                raise
             raise TransferError(
                 f"{path.parent} has no room for {describe_size(data.nbytes)}: {exc.strerror}.\n"
                 "Pull a part of the value, or free space there."

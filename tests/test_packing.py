@@ -403,6 +403,19 @@ def test_where_shared_memory_is_missing_files_lie_in_the_session_folder(tmp_path
     assert files_in(folder) == []
 
 
+def test_a_value_whose_writing_is_interrupted_leaves_no_file(
+    folder: ValueFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(torch.zeros(2**16), folder)
+
+    assert files_in(folder) == []
+
+
 def test_a_full_disk_is_an_error_that_says_where(
     folder: ValueFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

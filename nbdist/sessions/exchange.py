@@ -104,9 +104,14 @@ class Exchange:
         """Return the value of *expression* from each of *ranks*; errors as in `Session.pull`."""
         content = {"action": "pull", "expression": expression, "max_bytes": max_bytes}
         replies = self._ask(ranks, content)
-        return RankValues(
-            {r: self.unpack(reply.content["value"], reply.buffers) for r, reply in replies.items()}
-        )
+        values = {}
+        try:
+            for rank, reply in replies.items():
+                values[rank] = self.unpack(reply.content["value"], reply.buffers)
+        finally:  # the user may not have waited for all of them, or one is of an unknown class
+            for reply in replies.values():
+                _discard(reply)
+        return RankValues(values)
 
     def push(self, ranks: Ranks, values: Mapping[str, Any]) -> None:
         """Set the variables *values* on each of *ranks*; errors as in `Session.push`."""

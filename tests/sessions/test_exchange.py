@@ -53,6 +53,21 @@ def desk(run_folder: Path, tmp_path: Path) -> Desk:
     return Desk(run_folder, tmp_path)
 
 
+def test_a_pull_that_is_interrupted_while_it_reads_leaves_no_file(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.client.plays[VALUE_REQUEST] = lambda rank, _: desk.value_of(rank)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(desk.exchange, "unpack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        desk.exchange.pull(ALL, "x", None)
+
+    assert desk.files == set()
+
+
 def test_what_comes_after_a_pull_was_given_up_is_thrown_away(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
