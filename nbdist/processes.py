@@ -198,6 +198,16 @@ class _Family:
         return True
 
 
+def forget_other_clusters() -> None:
+    """Take ipyparallel's settings for another cluster out of this process's environment.
+
+    Controller and engines would obey them. Its profile's folder is ours, and stays.
+    """
+    for name in list(os.environ):
+        if name.startswith(("IPP_CONNECTION", "IPP_SESSION", "IPP_CURVE", "IPP_ENABLE_CURVE")):
+            del os.environ[name]
+
+
 def exit_words(code: int) -> str:
     """Return an exit code in words: ``exited with code 3``, ``was killed by SIGKILL (...)``."""
     if code >= 0:

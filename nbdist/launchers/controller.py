@@ -21,6 +21,8 @@ from pathlib import Path
 import zmq
 from ipyparallel.controller.app import IPController
 
+from nbdist.processes import forget_other_clusters
+
 
 class Controller(IPController):  # type: ignore[misc]
     """A controller on Unix sockets, whose hub hears of engines, not of what they do."""
@@ -61,6 +63,6 @@ class Controller(IPController):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    os.environ.pop("IPP_SESSION_KEY", None)  # of another cluster
+    forget_other_clusters()
     os.umask(0o077)  # all its files are private, whatever the user's umask is
     Controller.launch_instance()

@@ -16,6 +16,7 @@ from ipyparallel import Cluster
 from ipyparallel.cluster.launcher import EngineLauncher, LocalProcessLauncher
 from traitlets.config import Config
 
+from nbdist import private
 from nbdist.folder import SessionFolder
 from nbdist.processes import MARK
 
@@ -95,7 +96,7 @@ def num_connected(folder: SessionFolder) -> int:
 
     A message to a rank that is not connected is lost without a word.
     """
-    engines = json.loads(connection_file(folder, "engine").read_text(encoding="utf-8"))
+    engines = json.loads(private.read_text(connection_file(folder, "engine")))
     interface = engines["interface"].removeprefix("ipc://")
     rows = [row.split() for row in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()]
     paths = [row[7] for row in rows if len(row) == 8 and row[5] == CONNECTED]

@@ -59,7 +59,6 @@ POLL_S = 0.5  # how often the ranks' pipes are looked at; everything else wakes 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # torch ends the process after a collective that failed or was cut off, unless told otherwise
 # before it is imported. Read in torch 2.13; never run on a GPU.
-OF_ANOTHER_CLUSTER = ("IPP_CONNECTION_INFO", "IPP_SESSION_KEY")  # an engine obeys them
 KEEP_ALIVE = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
     "TORCH_NCCL_ENABLE_MONITORING": "0",
@@ -602,8 +601,7 @@ def main(folder_path: str) -> None:
     content["gpus"] = tuple(content["gpus"])
     spec = AgentSpec(**content)
     folder.record_birth("agent", os.getpid())
-    for name in OF_ANOTHER_CLUSTER:
-        os.environ.pop(name, None)
+    processes.forget_other_clusters()
     # Before torch is imported: with more than one BLAS thread a forked rank can hang.
     for name in ONE_THREAD:
         os.environ[name] = "1"

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import psutil
 import zmq
 
+from nbdist import private
 from nbdist.launchers.launcher import RELAYS, connection_file
 from nbdist.launchers.start import Processes
 from nbdist.sessions.transport import PROBE
@@ -151,7 +152,7 @@ class Channels:
 
     def _connect(self) -> dict[str, _Relay]:
         clients, engines = (
-            json.loads(connection_file(self.processes.folder, side).read_text(encoding="utf-8"))
+            json.loads(private.read_text(connection_file(self.processes.folder, side)))
             for side in ("client", "engine")
         )
         context: zmq.Context[Any] = zmq.Context.instance()

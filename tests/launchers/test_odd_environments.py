@@ -67,7 +67,11 @@ def with_mount(options: str, place: Path) -> tuple[str, ...]:
 ODD = {
     "an ASCII locale": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "warnings as errors": {"PYTHONWARNINGS": "error"},
-    "another cluster": {"IPP_CONNECTION_INFO": '{"interface": "x"}', "IPP_SESSION_KEY": "x"},
+    "another cluster": {
+        "IPP_CONNECTION_INFO": '{"interface": "x"}',
+        "IPP_SESSION_KEY": "x",
+        "IPP_ENABLE_CURVE": "1",
+    },
     "no place for IPython": {"IPYTHONDIR": "/dev/null/ipython", "HOME": "/dev/null"},
     "a safe path": {"PYTHONSAFEPATH": "1"},
 }
