@@ -269,9 +269,25 @@ class Agent:
         latest = self.folder.process("controller")
         if latest != self._controller:  # the first one, or one that has taken its place
             self._controller = latest
+            self._wake_at_end_of(latest)
             self._history = [e for e in self._history if e["event"] != "controller lost"]
         elif latest is not None and not self._is_controller_lost:
             self._push({"event": "controller lost", "pid": latest.pid})
+
+    def _wake_at_end_of(self, process: processes.ProcessId | None) -> None:
+        """Let the loop look around at once when *process*, which is no child, ends."""
+        if process is None:
+            return
+        try:
+            fd = os.pidfd_open(process.pid)
+        except OSError:  # it has ended, or this system has no such thing: the loop looks anyway
+            return
+
+        def forget(_: object) -> None:
+            self._selector.unregister(fd)
+            os.close(fd)
+
+        self._selector.register(fd, selectors.EVENT_READ, forget)
 
     def _obey(self, connection: socket.socket, message: Mapping[str, Any]) -> None:
         command = message.get("command")

@@ -36,13 +36,20 @@ from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
 from nbdist.runtime.meeting import GroupRecipe, Meeting, MeetingStore, recipe_of
-from nbdist.runtime.sockets import Sockets, all_sockets, new_sockets, shut_down
+from nbdist.runtime.sockets import (
+    Sockets,
+    all_sockets,
+    answer_listeners,
+    new_sockets,
+    shut_down,
+)
 from nbdist.runtime.torch_private import ProcessGroup, Store
 from nbdist.runtime.waiting import Waiting
 
 CONNECT_TIMEOUT_S = 30.0
 REDUCE_PATIENCE_S = 10.0  # all ranks have issued these calls, so that they end
 CUT_OFF_PATIENCE_S = 0.2
+ADDRESSES_OF_A_MEMBER = 4  # gloo has one for each of its threads, which are two
 
 
 class Lifeline:
@@ -307,7 +314,7 @@ class Lifeline:
 
         return make_watched_group
 
-    def _connect(self, connect: Callable[[], None]) -> None:
+    def _connect(self, connect: Callable[[], None], size: int) -> None:
         """Connect a backend with its peers in a thread: one that has given up would never come.
 
         A wait for it has no socket yet that an abort could shut. Who is left in it may hold the
@@ -315,6 +322,8 @@ class Lifeline:
         """
 
         def left() -> None:
+            if self._before is not None:
+                answer_listeners(new_sockets(self._before), size * ADDRESSES_OF_A_MEMBER)
             self.abort("The making of a group was interrupted.", generation=self.generation)
 
         self._waiting.apart(connect, left)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from pathlib import Path
 
 Sockets = dict[int, str]  # file descriptor -> "socket:[inode]"
@@ -49,3 +50,25 @@ def shut_down(sockets: Sockets) -> int:
                 connection.shutdown(socket.SHUT_RDWR)
                 num_shut += 1
     return num_shut
+
+
+def answer_listeners(sockets: Sockets, num_pairs: int) -> None:
+    """Let gloo's pairs that wait for a peer at a listener among *sockets* find one that is gone.
+
+    A peer says by 8 bytes which pair it is for (`Listener::handleEvents` of gloo, read in April
+    2026). Without that a thread that was left in its connect stays until the group's timeout.
+
+    Args:
+        sockets: Where to look for listeners.
+        num_pairs: How many pairs may wait at each; one that does not is not harmed.
+    """
+    for fd, link in sockets.items():
+        if not _is_open(fd, link):
+            continue
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as listener:
+            is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6)
+            if not is_tcp or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                continue
+            for pair in range(num_pairs):
+                with socket.create_connection(listener.getsockname()[:2], timeout=1.0) as peer:
+                    peer.sendall(struct.pack("=q", pair))

@@ -230,14 +230,19 @@ def replace_wait(wait: Callable[..., bool]) -> Callable[[], None]:
     return undo
 
 
-def replace_connect(around: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
-    """Have every gloo backend connect with its peers inside *around*; return what ends that."""
+def replace_connect(around: Callable[[Callable[[], None], int], None]) -> Callable[[], None]:
+    """Have every gloo backend connect with its peers inside *around*; return what ends that.
+
+    Args:
+        around: Called with what connects, and with the number of members.
+    """
     changed: Any = c10d.ProcessGroupGloo
     original = changed.__init__
 
     @functools.wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        around(lambda: original(self, *args, **kwargs))
+        size = kwargs["size"] if "size" in kwargs else args[2]
+        around(lambda: original(self, *args, **kwargs), size)
 
     changed.__init__ = init
 

@@ -153,9 +153,10 @@ class Waiting:
             while not answer.wait(SLICE_S):
                 look(answer)
         except BaseException:
+            helper.close()  # one that is left in a wait ends with it
             left()
             raise
-        self._idle.append(helper)  # one that is left in a wait ends with it
+        self._idle.append(helper)
         if answer.error is not None:
             raise answer.error
 

@@ -350,27 +350,38 @@ class Session:
         if self._silent_since_loss:
             self._ask_silent()
 
+    @_one_at_a_time
     def _replace_controller(self) -> None:
-        """Put another controller in the place of one that is gone; return when ranks answer."""
-        with self._lock:
-            launching.replace_controller(self._processes, num_watching=1)
-            self._recovery.note_failure()
-            self._silent_since_loss = set(self.living_ranks)
-            _wait_a_moment(self._ask_silent, ANSWER_ALL_S)  # all, but for those in a C call
-        if not self._ask_silent() and self._silent_since_loss == set(self.living_ranks):
+        """Put another controller in the place of one that is gone, or passes nothing on.
+
+        Returns when the ranks answer, or those that are in no C call.
+        """
+        processes = self._processes
+        if not processes.is_controller_lost and processes.blockage is None:
+            return  # another thread has done it
+        launching.replace_controller(processes, num_watching=1)
+        self._recovery.note_failure()
+        self._silent_since_loss = set(self.living_ranks)
+        answered: set[int] = set()
+
+        def have_all_answered() -> bool:
+            answered.update(self._ask_silent())
+            return answered >= set(self.living_ranks)
+
+        _wait_a_moment(have_all_answered, ANSWER_ALL_S)
+        if not answered and self.living_ranks:
             raise SessionError(
                 f"The ranks do not answer over the new controller after {ANSWER_ALL_S:.0f} s.\n"
                 "`%dist status` says what they do; `%dist recover` tries again."
             )
 
-    def _ask_silent(self) -> bool:
-        """Ask ranks whose replies may have been lost what they run; return whether all answer."""
-        asked = set(self._silent_since_loss)
-        found = snapshots(self._client, asked, FIRST_ANSWER_S)
+    def _ask_silent(self) -> set[int]:
+        """Ask ranks whose replies may have been lost what they run; return those that answer."""
+        found = snapshots(self._client, self._silent_since_loss, FIRST_ANSWER_S)
         for rank, snapshot in found.items():
             self._unanswered.answered_but(rank, snapshot.cell_id)
         self._silent_since_loss &= set(self.busy_ranks)  # a reply of these may yet get lost
-        return asked == found.keys()
+        return set(found)
 
     def warn_uneven(self, run: Run) -> None:
         """Add a note to *run* where some rank has called fewer collectives than the others.

@@ -1,4 +1,4 @@
-"""Processes of ranks end; fresh ones take their place, and the others lose nothing."""
+"""Processes end or are stopped; others take their place, and the ranks that live lose nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import psutil
 
 from nbdist.errors import SessionError, TransferError
 from tests.soak.bench import QUICK_S, Bench, Kind
-from tests.soak.footprint import pids_of_ranks
+from tests.soak.footprint import folder_of, pids_of_ranks
 from tests.soak.growth import MB
 from tests.soak.stopped import READY
+from tests.waiting import wait_until
 
 
 def doomed(bench: Bench) -> list[int]:
@@ -107,7 +108,57 @@ def recovers_twice_at_once(bench: Bench) -> None:
     bench.equip(sorted(dying))
 
 
+def helper_of(bench: Bench, role: str) -> psutil.Process:
+    """Return the latest process of *role*, once it has taken the place of the one before."""
+    found: list[psutil.Process] = []
+
+    def is_there() -> bool:
+        process = folder_of(bench.session).process(role)
+        if process is not None and process.is_alive:
+            found.append(psutil.Process(process.pid))
+        return bool(found)
+
+    wait_until(is_there, f"a living {role}")
+    return found[0]
+
+
+def loses_its_controller(bench: Bench) -> None:
+    """The cell is over for the notebook, and goes on on the ranks; the next cell works."""
+    run = bench.begin(f"advance()\n{READY}\ntime.sleep(0.3)")
+    bench.waits_for(run, "ready")
+    bench.must_have.advance(bench.all)
+    helper_of(bench, "controller").kill()
+    bench.end_of(run)
+    bench.expect(run, [output.status for output in run.outputs], ["stopped"] * len(bench.all))
+
+
+def loses_its_controller_between_cells(bench: Bench) -> None:
+    helper_of(bench, "controller").kill()
+    wait_until(lambda: bench.session.trouble is not None, "the death to be noticed")
+
+
+def loses_its_store(bench: Bench) -> None:
+    """While a group is made, or not."""
+    run = bench.begin(f"advance()\n{READY}\ndist.new_group(list(range(world_size)))")
+    bench.waits_for(run, "ready")
+    bench.must_have.advance(bench.all)
+    helper_of(bench, "store").kill()
+    bench.end_of(run)
+    bench.values("drop_groups()")
+
+
+def finds_its_store_stopped(bench: Bench) -> None:
+    helper_of(bench, "store").suspend()
+    run = bench.run("advance()\nif rank == 0: raise ValueError('of rank 0')\ndist.barrier()")
+    bench.must_have.advance(bench.all)
+    bench.expect(run, {output.status for output in run.outputs}, {"error"})
+
+
 KINDS = [
+    Kind(loses_its_controller, 0.15),
+    Kind(loses_its_controller_between_cells, 0.1),
+    Kind(loses_its_store, 0.2),
+    Kind(finds_its_store_stopped, 0.2),
     Kind(dies_idle, 0.7),
     Kind(dies_in_a_call, 0.9),
     Kind(dies_by_itself, 0.5),
