@@ -196,7 +196,7 @@ def describe(pid: int) -> str:
     how = "is stopped from outside" if is_stopped else "passes nothing on"
     cure = f"`kill -CONT {pid}` in a shell lets it go on; " if is_stopped else ""
     return (
-        f"the controller (an ipyparallel process, pid {pid}) {how}: nothing reaches the ranks, and "
+        f"The controller (an ipyparallel process, pid {pid}) {how}: nothing reaches the ranks, and "
         "nothing comes from them.\n"
         f"They go on, and keep all they have. {cure}"
         "`%dist recover` puts another controller in its place."

@@ -428,7 +428,7 @@ class Session:
     def no_answer(self, why: str) -> CellError:
         """Return the error of a rank that did not stop when told to."""
         if blockage := self._processes.blockage:
-            return CellError(ename="NoAnswer", evalue=f"{why}, but {blockage}")
+            return CellError(ename="NoAnswer", evalue=f"{why}. {blockage}")
         return CellError(
             ename="NoAnswer",
             evalue=(

@@ -89,3 +89,32 @@ def test_a_dead_rank_is_replaced(page: NotebookPage, pictures: Path) -> None:
     assert "rank 2 replaced" in page.run(1)
     page.screenshot(pictures / "recovered-light.png", 1)
     expect_a_working_group(page)
+
+
+def test_a_stopped_controller_is_named_and_a_killed_one_costs_no_variable(
+    page: NotebookPage, pictures: Path, tmp_path: Path
+) -> None:
+    controller = min(
+        (p for p in page.lab.processes() if "nbdist.launchers.controller" in p.cmdline()),
+        key=lambda process: process.pid,  # the other one is its heart monitor
+    )
+    go = tmp_path / "go"
+    view = begin(
+        page,
+        f"%%dist\nimport os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        "kept = 20 + rank",
+    )
+    controller.suspend()
+    expect(view).to_contain_text("is stopped from outside", timeout=30_000)
+    page.screenshot(pictures / "controller-stopped-light.png", 1)
+
+    controller.kill()
+    page.wait_until_idle(timeout_s=30)
+    assert "The controller of this session" in expect_static_output(page)["text/plain"]
+    page.screenshot(pictures / "controller-killed-light.png", 1)
+
+    go.touch()
+    page.write_cell(1, "%%dist\nkept")
+    page.run(1)
+    assert "20" in expect_static_output(page)["text/plain"]
+    expect_a_working_group(page)
