@@ -14,6 +14,8 @@ from nbdist.view.columns import clip
 from nbdist.view.stream import settle
 from nbdist.wire import Display
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 _SVG = "image/svg+xml"
 _BEGINS = {  # a file of that kind
     "image/png": rb"\x89PNG\r\n\x1a\n",

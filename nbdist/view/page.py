@@ -5,18 +5,23 @@ RankOutput per rank ── consolidate, unite, fold, merge, group ──▶ Page
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from nbdist.view.collectives import collectives_line, held_up
-from nbdist.view.consolidate import Shown, consolidate
+from nbdist.view.consolidate import Left, Shown, consolidate
 from nbdist.view.failures import Cause, Waiting, group_failures
 from nbdist.view.fold import Block, fold
 from nbdist.view.merge import Part, Variants, blocks_of, merge
+from nbdist.view.mime import WIDGET
 from nbdist.view.progress import Bar, unite
 from nbdist.view.scalars import ScalarTable, split_scalars
 from nbdist.view.trim import trim
-from nbdist.wire import CallCount, Progress, RankOutput, Text
+from nbdist.wire import CallCount, Display, Progress, RankOutput, Text
+
+WIDGETS_ARE_DEAD = "Widgets of ranks are not live: they are shown as text."
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,15 @@ def lay_out(
         notes: What stands below all else.
     """
     ranks = list(ranks)
-    outputs = unite(
-        {
-            output.rank: tuple(
-                left
-                for left in consolidate(output.outputs)
-                if has_text or not isinstance(left, Text | Progress)
-            )
-            for output in ranks
-        }
-    )
+    left = {
+        output.rank: tuple(
+            left
+            for left in consolidate(output.outputs)
+            if has_text or not isinstance(left, Text | Progress)
+        )
+        for output in ranks
+    }
+    outputs = unite({rank: tuple(map(_as_dead, outputs)) for rank, outputs in left.items()})
     table, parts = _fold(outputs) if is_folded else (None, _one_by_one(outputs))
     calls = calls or {}
     late = held_up(calls, [output.rank for output in ranks])
@@ -93,8 +97,23 @@ def lay_out(
         causes=failures.causes,
         waiting=failures.waiting,
         collectives=collectives_line(calls, world_size),
-        notes=tuple(notes),
+        notes=(
+            *notes,
+            *([WIDGETS_ARE_DEAD] if any(map(_is_widget, chain(*left.values()))) else []),
+        ),
     )
+
+
+def _is_widget(output: Left) -> bool:
+    return isinstance(output, Display) and WIDGET in output.data
+
+
+def _as_dead(output: Left) -> Left:
+    """Leave out of *output* which widget it is: that is random, and leads nowhere."""
+    if not isinstance(output, Display) or WIDGET not in output.data:
+        return output
+    data = {mime: value for mime, value in output.data.items() if mime != WIDGET}
+    return dataclasses.replace(output, data=data)
 
 
 def _fold(
