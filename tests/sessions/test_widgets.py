@@ -8,6 +8,7 @@ import pytest
 
 from nbdist.sessions.session import Session
 from tests.sessions.driving import finished, printed, ranks, shown, statuses
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks
 
@@ -63,6 +64,7 @@ def test_a_widget_sends_nothing_to_the_notebook(session: Session) -> None:
 
 
 def test_what_is_no_output_is_counted_and_named(session: Session) -> None:
-    text = finished(session, FOREIGN).render()["text/plain"]
+    run = finished(session, FOREIGN)
 
-    assert text == ("[ranks 0, 1] after\nranks 0, 1: messages that cannot be shown: 2 invented.")
+    wait_until(lambda: run.gaps, "what came beside the reply")
+    assert run.render()["text/plain"] == ("[ranks 0, 1] after\nranks 0, 1: messages that cannot be shown: 2 invented.")
