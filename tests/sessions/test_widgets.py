@@ -67,4 +67,6 @@ def test_what_is_no_output_is_counted_and_named(session: Session) -> None:
     run = finished(session, FOREIGN)
 
     wait_until(lambda: run.gaps, "what came beside the reply")
-    assert run.render()["text/plain"] == ("[ranks 0, 1] after\nranks 0, 1: messages that cannot be shown: 2 invented.")
+    assert run.render()["text/plain"] == (
+        "[ranks 0, 1] after\nranks 0, 1: messages that cannot be shown: 2 invented."
+    )
