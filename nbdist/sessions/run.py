@@ -121,6 +121,13 @@ class _RankRun:
         return outputs
 
     @property
+    def has_failed(self) -> bool:
+        """Whether it raised here, or the rank is dead."""
+        if self.reply is not None:
+            return self.reply.status == "error"
+        return self.death is not None
+
+    @property
     def num_missing(self) -> int:
         """How many of its batches are not here, as far as its reply says how many there are."""
         expected = 0 if self.reply is None else self.reply.num_batches
@@ -315,6 +322,11 @@ class Run:
         """What each rank has put out so far, in rank order."""
         return tuple(self._output_of(rank) for rank in self.ranks)
 
+    @property
+    def failures(self) -> tuple[RankOutput, ...]:
+        """What the ranks have put out on which it has failed so far; a stop is no failure."""
+        return tuple(self._output_of(rank) for rank in self.ranks if self._parts[rank].has_failed)
+
     def _output_of(self, rank: int) -> RankOutput:
         with self._changed:
             part = self._parts[rank]
@@ -330,12 +342,6 @@ class Run:
         seen = "".join(output.text for output in part.batches if isinstance(output, Text))
         if text := lost_text(part.log_tail, self.request.label, seen):
             yield Text("stdout", text)
-
-    @property
-    def seconds(self) -> dict[int, float]:
-        """How long the code ran, by rank."""
-        parts = self._parts.items()
-        return {rank: part.reply.seconds for rank, part in parts if part.reply is not None}
 
     def next_event(self, timeout_s: float) -> RunEvent | None:
         """Return the next thing that happens, or ``None`` after *timeout_s*."""

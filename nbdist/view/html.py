@@ -54,7 +54,8 @@ def render_html(page: Page) -> str:
     rows: list[AnyRow] = [row for part in page.parts for row in _part(page, part)]
     if page.table:
         rows += [GAP, *_table(page.table)] if rows else _table(page.table)
-    rows += failure_rows(page.causes, page.waiting)
+    failures = failure_rows(page.causes, page.waiting)
+    rows = [*failures, *rows] if page.begins_with_causes else [*rows, *failures]
     rows += [Row((Label("!"),), pre_html(escape(note, quote=False)), AMBER) for note in page.notes]
     if page.collectives:
         rows.append(Row((Label(""),), small(page.collectives), color="transparent"))

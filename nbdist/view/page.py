@@ -6,7 +6,7 @@ RankOutput per rank ── consolidate, unite, fold, merge, group ──▶ Page
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -26,7 +26,10 @@ WIDGETS_ARE_DEAD = "Widgets of ranks are not live: they are shown as text."
 
 @dataclass(frozen=True)
 class Page:
-    """All there is to show of a cell, in reading order.
+    """All there is to show of a cell.
+
+    What went wrong is read first, a stop last: that was the user's own wish. Where ranks stand one
+    below the other, those that failed come first.
 
     Attributes:
         parts: What the ranks put out; nothing in it is empty.
@@ -49,6 +52,11 @@ class Page:
         """Nothing was put out, nothing went wrong, and nothing was called."""
         has_output = bool(self.parts or self.table or self.causes or self.waiting)
         return not (has_output or self.collectives or self.notes)
+
+    @property
+    def begins_with_causes(self) -> bool:
+        """Something failed, and was not only stopped."""
+        return any(cause.status != "stopped" for cause in self.causes)
 
     def fate(self, ranks: Iterable[int]) -> str:
         """Say that the cell ``failed`` or ``died`` on all of *ranks*, else nothing."""
@@ -91,8 +99,9 @@ def lay_out(
     calls = calls or {}
     late = held_up(calls, [output.rank for output in ranks])
     failures = group_failures(ranks, is_folded=is_folded, held_up_by=late)
+    failed = {r for cause in failures.causes if cause.status != "stopped" for r in cause.ranks}
     return Page(
-        parts=trim([_with_own_bars(part) for part in parts]),
+        parts=trim([_failed_first(_with_own_bars(part), failed) for part in parts]),
         table=table,
         causes=failures.causes,
         waiting=failures.waiting,
@@ -132,6 +141,16 @@ def _with_own_bars(part: Part) -> Part:
         for b in blocks_of(part)
     )
     return blocks[0] if isinstance(part, Block) else Variants(part.kind, blocks)
+
+
+def _failed_first(part: Part, failed: Container[int]) -> Part:
+    """Let the blocks of ranks that *failed* by themselves come first where each stands alone."""
+    if isinstance(part, Block) or part.kind != "whole":
+        return part
+    in_order = sorted(
+        part.blocks, key=lambda block: not any(rank in failed for rank in block.ranks)
+    )
+    return Variants("whole", tuple(in_order))
 
 
 def _one_by_one(outputs: Mapping[int, tuple[Shown, ...]]) -> tuple[Part, ...]:
