@@ -9,6 +9,7 @@ from typing import Any
 from IPython.display import publish_display_data
 
 from nbdist.errors import NbdistError
+from nbdist.notebook.busy import kept_busy
 from nbdist.notebook.frontend import live_mode
 from nbdist.notebook.live import REFRESH_S, LiveView, State, make_view
 from nbdist.notebook.stopping import StopButton
@@ -42,6 +43,14 @@ def follow(
         CellFailed: The cell failed on some rank; its output has been shown.
         CellStopped: It was stopped, or timed out.
     """
+    with kept_busy(shell):
+        _follow(session, run, shell, button, timeout_s)
+    run.raise_failure()
+
+
+def _follow(
+    session: Session, run: Run, shell: Any, button: StopButton, timeout_s: float | None
+) -> None:
     live = make_view(live_mode(session.config.live, shell), run.ranks, run.request.label)
     bundle: dict[str, str] = {}
     try:
@@ -61,7 +70,6 @@ def follow(
     if bundle:
         publish_display_data(bundle)
     _recover_if_wanted(session, button)
-    run.raise_failure()
 
 
 def _recover_if_wanted(session: Session, button: StopButton) -> None:
