@@ -477,8 +477,8 @@ class Run:
 def _gaps_of(part: _RankRun) -> Iterator[str]:
     if number := part.num_missing:
         yield f"{number} batch{'es' * (number > 1)} of output did not arrive"
-    if part.foreign:
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(part.foreign.items()))
+    if foreign := part.foreign + Counter(part.reply.refused if part.reply else {}):
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(foreign.items()))
         yield f"messages that cannot be shown: {kinds}"
 
 

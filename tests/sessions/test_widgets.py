@@ -8,7 +8,6 @@ import pytest
 
 from nbdist.sessions.session import Session
 from tests.sessions.driving import finished, printed, ranks, shown, statuses
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks
 
@@ -26,6 +25,17 @@ FOREIGN = """
 kernel = get_ipython().kernel
 for text in ("one", "two"):
     kernel.send_response(kernel.iopub_socket, "invented", {"text": text})
+print("after")
+"""
+SENT_BY_HAND = """
+kernel = get_ipython().kernel
+def send(kind, **content):
+    kernel.send_response(kernel.iopub_socket, kind, content)
+print("before")
+send("stream", name="stdout", text="a stream\\n")
+send("error", ename="E", evalue="v", traceback=["a traceback"])
+send("display_data", data={"text/plain": "shown"}, metadata={}, transient={"display_id": "d"})
+send("update_display_data", data={"text/plain": "updated"}, transient={"display_id": "d"})
 print("after")
 """
 
@@ -66,7 +76,24 @@ def test_a_widget_sends_nothing_to_the_notebook(session: Session) -> None:
 def test_what_is_no_output_is_counted_and_named(session: Session) -> None:
     run = finished(session, FOREIGN)
 
-    wait_until(lambda: run.gaps, "what came beside the reply")
     assert run.render()["text/plain"] == (
         "[ranks 0, 1] after\nranks 0, 1: messages that cannot be shown: 2 invented."
     )
+
+
+def test_what_is_sent_past_the_display_machinery_is_output_all_the_same(session: Session) -> None:
+    run = finished(session, SENT_BY_HAND)
+
+    assert run.render()["text/plain"].splitlines() == [
+        "[ranks 0, 1] before",
+        "[ranks 0, 1] a stream",
+        "[ranks 0, 1] stderr: a traceback",
+        "[ranks 0, 1] updated",
+        "[ranks 0, 1] after",
+    ]
+
+
+def test_a_comm_of_the_old_kind_sends_nothing_either(session: Session) -> None:
+    code = "from ipykernel.comm import Comm\nComm(target_name='a', show_warning=False).send({})"
+
+    assert finished(session, code).render() == {}
