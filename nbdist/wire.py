@@ -489,6 +489,7 @@ class CellReply:
         value_error: Why that value could not be sent.
         seconds: How long the code ran.
         calls: The collectives it called, in the order of first calls.
+        refused: How many messages it sent to a front end that nobody can show, by their kind.
     """
 
     status: Status
@@ -499,6 +500,7 @@ class CellReply:
     value_error: str | None = None
     seconds: float = 0.0
     calls: tuple[CallCount, ...] = ()
+    refused: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Turn the reply into a JSON object."""

@@ -31,9 +31,6 @@ def renew(path: Path) -> None:
         timeout=TIMEOUT_S,
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            output.get("metadata", {}).pop("nbdist", None)  # seconds
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     nbformat.validate(notebook)
     nbformat.write(notebook, path)  # type: ignore[no-untyped-call]

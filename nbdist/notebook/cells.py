@@ -9,6 +9,7 @@ from typing import Any
 from IPython.display import publish_display_data
 
 from nbdist.errors import NbdistError
+from nbdist.notebook.busy import kept_busy
 from nbdist.notebook.frontend import live_mode
 from nbdist.notebook.live import REFRESH_S, LiveView, State, make_view
 from nbdist.notebook.stopping import StopButton
@@ -42,6 +43,14 @@ def follow(
         CellFailed: The cell failed on some rank; its output has been shown.
         CellStopped: It was stopped, or timed out.
     """
+    with kept_busy(shell):
+        _follow(session, run, shell, button, timeout_s)
+    run.raise_failure()
+
+
+def _follow(
+    session: Session, run: Run, shell: Any, button: StopButton, timeout_s: float | None
+) -> None:
     live = make_view(live_mode(session.config.live, shell), run.ranks, run.request.label)
     bundle: dict[str, str] = {}
     try:
@@ -58,9 +67,9 @@ def follow(
         bundle = run.render(has_text=not live.shows_text)
     finally:
         live.close(is_replaced=bool(bundle))
-    _publish(run, bundle)
+    if bundle:
+        publish_display_data(bundle)
     _recover_if_wanted(session, button)
-    run.raise_failure()
 
 
 def _recover_if_wanted(session: Session, button: StopButton) -> None:
@@ -74,13 +83,6 @@ def _recover_if_wanted(session: Session, button: StopButton) -> None:
         report = "recover=auto was stopped; `%dist recover` goes on with it"
     if report is not None:
         print(report)  # noqa: T201 - what the user has asked for with recover=auto
-
-
-def _publish(run: Run, bundle: dict[str, str]) -> None:
-    """Show what *run* left, as one output."""
-    if bundle:
-        seconds = {str(rank): round(value, 3) for rank, value in run.seconds.items()}
-        publish_display_data(bundle, metadata={"nbdist": {"seconds": seconds}})
 
 
 def _watch(
@@ -139,10 +141,18 @@ def _show_live(event: RunEvent, live: LiveView, run: Run) -> None:
             live.state(rank, "waiting" if place.is_waiting else "running", place.text)
     elif event.kind == "ended":
         live.state(event.rank, END_STATES[event.content["status"]], event.content["error"])
+        _show_failures(event, live, run)
     elif event.kind == "died":
         how = event.content["how"]
         live.state(event.rank, "dead", how)
         live.note(f"[rank{event.rank}] {how}; those that wait for it are freed")
+        _show_failures(event, live, run)
+
+
+def _show_failures(event: RunEvent, live: LiveView, run: Run) -> None:
+    """Show at once why a rank has failed: the others may go on for long."""
+    if event.kind == "died" or event.content["status"] == "error":
+        live.failed(run.failures)
 
 
 def _ask(event: RunEvent, button: StopButton) -> dict[str, str] | None:

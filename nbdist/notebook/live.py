@@ -6,14 +6,16 @@ RunEvent ──▶ LiveView.take, state, … ──▶ tick ──▶ the page
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from nbdist.notebook.frontend import Live
-from nbdist.view import LineStreamer
-from nbdist.wire import Output
+from nbdist.view import LineStreamer, failures_text
+from nbdist.wire import Output, RankOutput
 
 REFRESH_S = 0.1
+FAILED_S = 1.0
 
 State = Literal["running", "waiting", "failed", "stopped", "done", "dead"]
 
@@ -46,6 +48,9 @@ class LiveView(Protocol):
             text: What it counts.
         """
 
+    def failed(self, failures: Sequence[RankOutput]) -> None:
+        """Show why the cell has failed on some ranks so far; replaces what was said before."""
+
     def note(self, text: str) -> None:
         """Show a line about the run that will stand in the final output as well."""
 
@@ -77,6 +82,9 @@ class NoView:
     def progress(self, rank: int, done: float, total: float | None, text: str = "") -> None:
         """Nothing to show."""
 
+    def failed(self, failures: Sequence[RankOutput]) -> None:
+        """Nothing to show."""
+
     def note(self, text: str) -> None:
         """Nothing to show."""
 
@@ -91,17 +99,38 @@ class NoView:
 
 
 class LinesView(NoView):
-    """Prints ``[rank0] line`` as it comes; the lines stay."""
+    """Prints ``[rank0] line`` as it comes; the lines stay.
+
+    Why a rank failed is printed where the others go on for `FAILED_S`; else the final output says
+    it soon enough.
+    """
 
     shows_text = True
 
     def __init__(self) -> None:
         self._lines = LineStreamer()
         self._warning: str | None = None
+        self._failures: tuple[RankOutput, ...] = ()
+        self._told: set[int] = set()
+        self._failed_at = 0.0
 
     def take(self, rank: int, outputs: tuple[Output, ...]) -> None:
         """Print the lines that are complete."""
         self._print("".join(self._lines.feed(rank, output) for output in outputs))
+
+    def failed(self, failures: Sequence[RankOutput]) -> None:
+        """Print why, after a while."""
+        if len(self._failures) == len(self._told):
+            self._failed_at = time.monotonic()
+        self._failures = tuple(failures)
+
+    def tick(self) -> None:
+        """Print why ranks failed that others have not followed."""
+        is_due = time.monotonic() - self._failed_at > FAILED_S
+        new = [failure for failure in self._failures if failure.rank not in self._told]
+        if new and is_due:
+            self._told.update(failure.rank for failure in new)
+            self._print(f"{failures_text(new)}\n")
 
     def warn(self, text: str | None) -> None:
         """Print *text* if it is another one."""

@@ -13,12 +13,14 @@ from typing import Any
 
 from nbdist.notebook.live import REFRESH_S, State
 from nbdist.notebook.tail import Tails
+from nbdist.view import failures_text
 from nbdist.view.consolidate import describe_dropped
-from nbdist.wire import Clear, Display, Dropped, Output, Text
+from nbdist.wire import Clear, Display, Dropped, Output, RankOutput, Text
 
 QUIET_S = 0.5  # a shorter cell shows its final output only
 MAX_NOTES = 20
 MAX_DISPLAY_CHARS = 2000
+MAX_FAILURE_CHARS = 10_000
 
 
 class WidgetView:
@@ -54,6 +56,7 @@ class WidgetView:
         self._notes: list[str] = []
         self._news: dict[str, Any] = {}
         self._warning: str | None = None
+        self._failures = ""
         self._num_batches = 0
         self._started = time.monotonic()
         self._shown_at = 0.0
@@ -92,6 +95,13 @@ class WidgetView:
         if changed:
             known.update(changed)
             self._new_states.setdefault(rank, {}).update(changed)
+            self._is_due = True
+
+    def failed(self, failures: Sequence[RankOutput]) -> None:
+        """Show at the next tick why the cell has failed on some ranks so far."""
+        text = failures_text(failures)[:MAX_FAILURE_CHARS]
+        if text != self._failures:
+            self._failures = self._news["failures"] = text
             self._is_due = True
 
     def note(self, text: str) -> None:
@@ -145,6 +155,7 @@ class WidgetView:
                 "pieces": tails.pieces,
                 "notes": self._notes,
                 "warning": self._warning,
+                "failures": self._failures,
             }
         )
 

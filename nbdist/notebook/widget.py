@@ -14,6 +14,7 @@ three only when there is something to say:
     lost                    [[rank, number of lines that are not sent], ...]
     pieces                  [[rank, "stdout", text], ...]
     notes, warning          lines about the run; the text of the card, null for none
+    failures                why the cell has failed on some ranks so far, with tracebacks
 
 The traits hold what a page needs before the first batch, and nothing that grows.
 """

@@ -134,6 +134,7 @@ class CellRunner:
             value_error=value_error,
             seconds=time.perf_counter() - started,
             calls=self.recovery.guard.take_counts(),
+            refused=dict(self.recorder.refused),
         )
         return reply.to_json(), buffers
 

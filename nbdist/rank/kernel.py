@@ -31,7 +31,7 @@ from traitlets import Type
 
 from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
-from nbdist.rank import cells, progress, tqdm_bars, values
+from nbdist.rank import cells, foreign, progress, tqdm_bars, values
 from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
@@ -400,6 +400,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         install_streams(recorder)
         progress.install(recorder.touch_bar)
         tqdm_bars.install(recorder)
+        foreign.install(recorder, kernel)
         recorder.start_threads()
         os.umask(self.umask)  # from here on what is made is the user's
         add_working_folder()

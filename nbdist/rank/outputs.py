@@ -51,6 +51,9 @@ class Recorder:
         publish: Sends one batch; called from the flusher thread and from the main thread.
         log_bytes: Most bytes of output kept of one cell.
         secrets: What is not to be published, also not in two halves.
+
+    Attributes:
+        refused: How many messages of the running cell cannot be shown, by their kind.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Recorder:
         self._tail_bytes = 0
         self._dropped_bytes = 0
         self._num_batches = 0
+        self.refused: collections.Counter[str] = collections.Counter()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._partial: dict[StreamName, list[str]] = {"stdout": [], "stderr": []}
         self._poll = select.poll()
@@ -112,6 +116,7 @@ class Recorder:
             self._tail.clear()
             self._tail_bytes = 0
             self._bars.clear()
+            self.refused.clear()
             self._is_over.clear()
 
     def end(self) -> tuple[list[Output], int]:
@@ -164,6 +169,12 @@ class Recorder:
                     len(v) for v in getattr(output, "data", {}).values() if isinstance(v, str)
                 )
                 self._keep(output, size)
+
+    def refuse(self, kind: str) -> None:
+        """Count a message of this *kind*, which nobody can show."""
+        with self._lock:
+            if self._is_ours():
+                self.refused[kind] += 1
 
     @property
     def is_forked(self) -> bool:

@@ -105,6 +105,14 @@ class RankShell(ZMQInteractiveShell):
         """Keep the exception; the notebook shows it."""
         self.showtraceback()
 
+    def payloadpage_page(self, strg: Any, *_: Any, **__: Any) -> None:
+        """Show what IPython would page: ``x?``, ``%prun``; a notebook shows it below the cell."""
+        self.display_pub.publish(strg if isinstance(strg, dict) else {"text/plain": strg})
+
+    def set_next_input(self, text: str, replace: bool = False) -> None:  # noqa: ARG002 - IPython's
+        """Show what ``%load`` and ``%recall`` would put into a cell."""
+        self.display_pub.publish({"text/plain": text})
+
     def _format_exception_for_storage(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {}  # IPython's history would render each traceback once more
 

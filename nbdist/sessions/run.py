@@ -2,16 +2,19 @@
 
 A cell is over on a rank when its reply and all output batches that the reply counts have arrived
 (they travel on different sockets), or when the rank is dead, or when `STRAGGLER_S` have passed
-since the reply. Messages come in on the client's IO thread; whoever waits, waits in their own.
+since the reply; then what is missing is named below it. Messages come in on the client's IO thread;
+whoever waits, waits in their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,6 +25,7 @@ from nbdist.sessions.transport import Message
 from nbdist.sessions.values import RankValues, Unpacker
 from nbdist.view.hang import Hang, hang_headline
 from nbdist.wire import (
+    CELL_REPLY,
     INPUT_REQUEST,
     OUTPUT_BATCH,
     CallCount,
@@ -36,6 +40,8 @@ from nbdist.wire import (
     lost_text,
     output_from_json,
 )
+
+logger = logging.getLogger(__name__)
 
 STRAGGLER_S = 2.0
 
@@ -81,6 +87,8 @@ class _RankRun:
 
     batches: list[Output] = field(default_factory=list)
     num_batches: int = 0
+    num_unread: int = 0  # of these, those in which something was not what it should be
+    foreign: Counter[str] = field(default_factory=Counter)  # messages that are no output, by kind
     reply: CellReply | None = None
     reply_buffers: list[memoryview] = field(default_factory=list)
     ended_at: float = 0.0  # when it replied, died or was given up on, by the monotonic clock
@@ -102,6 +110,28 @@ class _RankRun:
             if isinstance(output, Progress):
                 self._bars[output.bar] = len(self.batches)
             self.batches.append(output)
+
+    def take_batch(self, content: Mapping[str, Any]) -> tuple[Output, ...]:
+        """Add a batch; it counts as arrived even where it cannot be read."""
+        self.num_batches += 1
+        self.num_unread += 1
+        outputs = tuple(output_from_json(output) for output in content["outputs"])
+        self.num_unread -= 1
+        self.add(outputs)
+        return outputs
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it raised here, or the rank is dead."""
+        if self.reply is not None:
+            return self.reply.status == "error"
+        return self.death is not None
+
+    @property
+    def num_missing(self) -> int:
+        """How many of its batches are not here, as far as its reply says how many there are."""
+        expected = 0 if self.reply is None else self.reply.num_batches
+        return max(0, expected - self.num_batches) + self.num_unread
 
     @property
     def is_over(self) -> bool:
@@ -165,26 +195,33 @@ class Run:
     # What the ranks say -----------------------------------------------------------------------
 
     def hear(self, message: Message) -> None:
-        """Take a message from a rank; called in the IO thread."""
-        rank = message.rank
+        """Take a message from a rank, whatever is in it; called in the IO thread."""
         with self._changed:
-            part = self._parts[rank]
-            if message.kind == OUTPUT_BATCH:
-                outputs = tuple(output_from_json(o) for o in message.content["outputs"])
-                part.add(outputs)
-                part.num_batches += 1
-                self._events.put(RunEvent("output", rank, outputs))
-            elif message.kind == INPUT_REQUEST:
-                self._events.put(RunEvent("input", rank, content=message.content))
-            else:
-                part.reply = CellReply.from_json(message.content)
-                part.reply_buffers = message.buffers
-                part.ended_at = time.monotonic()
-                if part.reply.value is not None:
-                    self._unfetched.append(part.reply.value)
+            part = self._parts[message.rank]
+            try:
+                self._take(part, message)
+            except Exception as exc:  # the edge of a thread; the run has to end all the same
+                logger.info("a message of %s cannot be read", self, exc_info=True)
+                if message.kind == CELL_REPLY:
+                    part.reply, part.ended_at = _unreadable(exc), time.monotonic()
             if part.is_over:
-                self._tell_ending(rank)
+                self._tell_ending(message.rank)
             self._notify_if_done()
+
+    def _take(self, part: _RankRun, message: Message) -> None:
+        if message.kind == OUTPUT_BATCH:
+            outputs = part.take_batch(message.content)
+            self._events.put(RunEvent("output", message.rank, outputs))
+        elif message.kind == INPUT_REQUEST:
+            self._events.put(RunEvent("input", message.rank, content=message.content))
+        elif message.kind == CELL_REPLY:
+            part.reply = CellReply.from_json(message.content)
+            part.reply_buffers = message.buffers
+            part.ended_at = time.monotonic()
+            if part.reply.value is not None:
+                self._unfetched.append(part.reply.value)
+        else:
+            part.foreign[message.kind] += 1
 
     def _tell_ending(self, rank: int) -> None:
         """Tell what came with the reply of *rank*, once: after all batches that went before it."""
@@ -285,6 +322,11 @@ class Run:
         """What each rank has put out so far, in rank order."""
         return tuple(self._output_of(rank) for rank in self.ranks)
 
+    @property
+    def failures(self) -> tuple[RankOutput, ...]:
+        """What the ranks have put out on which it has failed so far; a stop is no failure."""
+        return tuple(self._output_of(rank) for rank in self.ranks if self._parts[rank].has_failed)
+
     def _output_of(self, rank: int) -> RankOutput:
         with self._changed:
             part = self._parts[rank]
@@ -300,12 +342,6 @@ class Run:
         seen = "".join(output.text for output in part.batches if isinstance(output, Text))
         if text := lost_text(part.log_tail, self.request.label, seen):
             yield Text("stdout", text)
-
-    @property
-    def seconds(self) -> dict[int, float]:
-        """How long the code ran, by rank."""
-        parts = self._parts.items()
-        return {rank: part.reply.seconds for rank, part in parts if part.reply is not None}
 
     def next_event(self, timeout_s: float) -> RunEvent | None:
         """Return the next thing that happens, or ``None`` after *timeout_s*."""
@@ -401,6 +437,19 @@ class Run:
         replies = ((rank, part.reply) for rank, part in self._parts.items())
         return {rank: reply.calls for rank, reply in replies if reply is not None}
 
+    @property
+    def gaps(self) -> list[str]:
+        """What came and is not shown, or should have come and has not; a line for each."""
+        found: dict[str, list[int]] = {}
+        with self._changed:
+            for rank, part in self._parts.items():
+                for gap in _gaps_of(part):
+                    found.setdefault(gap, []).append(rank)
+            is_in_log = any(part.num_missing for part in self._parts.values())
+        lines = [f"{view.name_ranks(ranks)}: {gap}." for gap, ranks in found.items()]
+        where = f"`%dist log {self.request.label}` has all that was put out."
+        return [*lines, where] if is_in_log else lines
+
     def render(self, *, has_text: bool = True) -> dict[str, str]:
         """Return what the cell put out as one mime bundle.
 
@@ -413,7 +462,7 @@ class Run:
             has_text=has_text,
             calls=self.calls if self.shows_calls else {},
             world_size=self.world_size,
-            notes=self.notes,
+            notes=[*self.notes, *self.gaps],
         )
 
     def __await__(self) -> Generator[Any, Any, RankValues]:
@@ -423,6 +472,20 @@ class Run:
         while not self.done:
             await asyncio.sleep(0.02)
         return self.result()
+
+
+def _gaps_of(part: _RankRun) -> Iterator[str]:
+    if number := part.num_missing:
+        yield f"{number} batch{'es' * (number > 1)} of output did not arrive"
+    if foreign := part.foreign + Counter(part.reply.refused if part.reply else {}):
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(foreign.items()))
+        yield f"messages that cannot be shown: {kinds}"
+
+
+def _unreadable(exc: Exception) -> CellReply:
+    """Stand in for a reply that is none, so that nobody waits for it."""
+    said = f"the reply of this rank cannot be read ({type(exc).__name__}: {exc})"
+    return CellReply("error", 0, error=CellError("LostReply", said))
 
 
 def _in_short(error: CellError | None) -> str:

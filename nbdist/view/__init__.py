@@ -14,10 +14,10 @@ from nbdist.view.html import render_html
 from nbdist.view.lines import LineStreamer
 from nbdist.view.names import name_ranks
 from nbdist.view.page import lay_out
-from nbdist.view.text import render_text
+from nbdist.view.text import failures_text, render_text
 from nbdist.wire import CallCount, RankOutput
 
-__all__ = ["LineStreamer", "name_ranks", "render", "summary"]
+__all__ = ["LineStreamer", "failures_text", "name_ranks", "render", "summary"]
 
 
 def render(

@@ -252,7 +252,7 @@ def clean(message: str) -> str:
 def _cause(group: list[RankOutput]) -> Cause:
     chains = {output.rank: _chain_messages(output.error or _UNKNOWN) for output in group}
     messages, *earlier = [
-        _group_texts({rank: said[level] for rank, said in chains.items()})
+        _group_messages({rank: said[level] for rank, said in chains.items()})
         for level in range(len(chains[group[0].rank]))
     ]
     status = group[0].status
@@ -291,6 +291,32 @@ def _group_texts(texts: Mapping[int, str]) -> tuple[Message, ...]:
     for rank, text in texts.items():
         ranks.setdefault(text, []).append(rank)
     return tuple(Message(tuple(ranks), text) for text, ranks in ranks.items())
+
+
+def _group_messages(texts: Mapping[int, str]) -> tuple[Message, ...]:
+    """Likewise, and put ranks together that each say the same of themselves.
+
+    Their number, behind the word rank, becomes the numbers of all of them: ``rank 0–3``.
+    """
+    groups: dict[Hashable, list[Message]] = {}
+    for message in _group_texts(texts):
+        is_one = len(message.ranks) == 1
+        key = _with_numbers(message, "") if is_one else message.text
+        groups.setdefault((is_one, key), []).append(message)
+    return tuple(map(_united, groups.values()))
+
+
+def _united(messages: Sequence[Message]) -> Message:
+    if len(messages) == 1:
+        return messages[0]
+    ranks = tuple(sorted(rank for message in messages for rank in message.ranks))
+    return Message(ranks, _with_numbers(messages[0], name_ranks(ranks).removeprefix("ranks ")))
+
+
+def _with_numbers(message: Message, numbers: str) -> str:
+    """Put *numbers* in place of that of the rank that says *message*, where it names itself."""
+    own = rf"(\brank[ :=#]{{0,2}}){message.ranks[0]}\b"
+    return re.sub(own, lambda found: found[1] + numbers, message.text, flags=re.IGNORECASE)
 
 
 def _last_lines(output: RankOutput) -> str:

@@ -33,15 +33,15 @@ from nbdist.view.html_outputs import (
     STDERR_MARK,
     closed_html,
     height,
-    is_image,
     object_html,
     outputs_html,
 )
 from nbdist.view.merge import Part, Variants
+from nbdist.view.mime import is_image
 from nbdist.view.names import name_ranks
 from nbdist.view.page import Page
 from nbdist.view.scalars import ScalarTable
-from nbdist.wire import Text
+from nbdist.wire import Display, Text
 
 MAX_OPEN_BLOCKS = 4
 MAX_OPEN_LINES = 60  # of all blocks together, with more than MAX_OPEN_BLOCKS of them
@@ -54,7 +54,8 @@ def render_html(page: Page) -> str:
     rows: list[AnyRow] = [row for part in page.parts for row in _part(page, part)]
     if page.table:
         rows += [GAP, *_table(page.table)] if rows else _table(page.table)
-    rows += failure_rows(page.causes, page.waiting)
+    failures = failure_rows(page.causes, page.waiting)
+    rows = [*failures, *rows] if page.begins_with_causes else [*rows, *failures]
     rows += [Row((Label("!"),), pre_html(escape(note, quote=False)), AMBER) for note in page.notes]
     if page.collectives:
         rows.append(Row((Label(""),), small(page.collectives), color="transparent"))
@@ -135,7 +136,8 @@ def _gallery(variants: Variants) -> Row:
     """Show the objects of the ranks side by side, as many as fit; images shrink a little."""
     blocks = variants.blocks
     ranks = [rank for block in blocks for rank in block.ranks]
-    has_images = any(is_image(block.outputs[0]) for block in blocks)
+    shown = (block.outputs[0] for block in blocks)
+    has_images = any(isinstance(output, Display) and is_image(output) for output in shown)
     width = _image_width(len(blocks)) if has_images else 100
     items = [_gallery_item(block, width) for block in blocks]
     content = "".join(items[:MAX_OPEN_OBJECTS])

@@ -49,11 +49,6 @@ def object_html(output: Shown) -> str:
     return pre(display_text(output))
 
 
-def is_image(output: Shown) -> bool:
-    """Tell whether *output*, which is an object, is shown as an image."""
-    return isinstance(output, Display) and "text/html" not in output.data
-
-
 def _output(output: Shown) -> str:
     """Show *output*; of a long text only how it begins and how it ends."""
     if not isinstance(output, Text):

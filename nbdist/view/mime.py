@@ -1,10 +1,11 @@
-"""Which form of a displayed object is shown: as text, as an image, or as the HTML it brought."""
+"""Which form of a displayed object is shown: as text, as an image, or as HTML."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from collections.abc import Callable
 from html import escape
 from html.parser import HTMLParser
 from typing import Any
@@ -13,6 +14,8 @@ from nbdist.view.ansi import strip_ansi
 from nbdist.view.columns import clip
 from nbdist.view.stream import settle
 from nbdist.wire import Display
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 _SVG = "image/svg+xml"
 _BEGINS = {  # a file of that kind
@@ -27,10 +30,15 @@ _SVG_BEGINS = re.compile(  # atomic, so that no text makes it try for long
     re.DOTALL | re.IGNORECASE,
 )
 _IMAGES = (_SVG, *_BEGINS)
+_NAMESPACES = {  # an image may not lack them; a page knows them by itself
+    "xmlns": "http://www.w3.org/2000/svg",
+    "xmlns:xlink": "http://www.w3.org/1999/xlink",
+}
 # Browsers pass over white space in a URL.
 _SCRIPT_URL = re.compile(r"[\x00-\x20]*" + r"[\t\n\r]*".join("javascript:"), re.IGNORECASE)
 _MAX_SIZE = 10_000  # pixels
-_SOURCES = ("text/markdown", "text/latex")
+_MARKDOWN, _LATEX, _JSON = "text/markdown", "text/latex", "application/json"
+_MAX_JSON_CHARS = 80  # on one line
 _VOID = frozenset(
     {"area", "base", "br", "col", "embed", "hr", "img", "input"}
     | {"link", "meta", "param", "source", "track", "wbr"}
@@ -40,7 +48,7 @@ _VOID = frozenset(
 def display_text(display: Display) -> str:
     """Return *display* as text, colours included.
 
-    That is its ``text/plain``, or the source of Markdown and LaTeX where that only says
+    That is its ``text/plain``, or the source of Markdown, LaTeX and JSON where that only says
     ``<IPython.core.display.Markdown object>``. What calls itself an image and is none is named.
     """
     text = _plain_text(display)
@@ -51,30 +59,52 @@ def display_text(display: Display) -> str:
 
 def _plain_text(display: Display) -> str:
     plain = display.data.get("text/plain")
-    if plain is None or str(plain).startswith("<IPython.core.display."):
-        for mime in _SOURCES:
-            if mime in display.data:
-                return settle(str(display.data[mime]))
+    if plain is not None and not str(plain).startswith("<IPython.core.display."):
+        return settle(str(plain))
+    for mime in (_MARKDOWN, _LATEX):
+        if mime in display.data:
+            return settle(str(display.data[mime]))
+    if _JSON in display.data:
+        return _json_text(display.data[_JSON])
     if plain is not None:
         return settle(str(plain))
-    if "application/json" in display.data:
-        return json.dumps(display.data["application/json"], sort_keys=True)
     return "<" + ", ".join(sorted(display.data)) + ">" if display.data else ""
+
+
+def _json_text(value: Any) -> str:
+    """Write *value* on one line, or on many where that would be too long."""
+    line = json.dumps(value, ensure_ascii=False)
+    return line if len(line) <= _MAX_JSON_CHARS else json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def display_html(display: Display) -> str:
     """Return the HTML or the image that *display* brought; empty where text shows it best.
 
     HTML that needs a script is left aside: none is kept in a saved notebook. So is HTML
-    that would break out of the element around it.
+    that would break out of the element around it. Formulas stay as they are, since pages look for
+    them in HTML as well.
     """
-    brought = display.data.get("text/html")
-    if isinstance(brought, str) and (closed := close_tags(brought)):
-        return closed
+    for mime, as_html in _AS_HTML.items():
+        brought = display.data.get(mime)
+        if isinstance(brought, str) and (closed := close_tags(as_html(brought))):
+            return closed
     for mime in _IMAGES:
         if (data := _image_data(mime, display.data.get(mime))) is not None:
             return _image(mime, data, display)
     return ""
+
+
+def _markdown_html(source: str) -> str:
+    from nbdist.view.markdown import markdown_html
+
+    return markdown_html(source)
+
+
+_AS_HTML: dict[str, Callable[[str], str]] = {  # the best first, as in a notebook's page
+    "text/html": str,
+    _MARKDOWN: _markdown_html,
+    _LATEX: lambda source: f"<div>{escape(source, quote=False)}</div>",
+}
 
 
 def _image_data(mime: str, image: Any) -> str | None:
@@ -85,8 +115,8 @@ def _image_data(mime: str, image: Any) -> str | None:
     if not isinstance(image, str):
         return None
     if mime == _SVG:
-        encoded = base64.b64encode(image.encode(errors="replace")).decode()
-        return encoded if _SVG_BEGINS.match(image) else None
+        begin = _SVG_BEGINS.match(image)
+        return None if begin is None else _svg_data(image, begin)
     data = "".join(image.split())
     try:
         content = base64.b64decode(data, validate=True)
@@ -95,9 +125,23 @@ def _image_data(mime: str, image: Any) -> str | None:
     return data if re.match(_BEGINS[mime], content, re.DOTALL) else None
 
 
+def _svg_data(image: str, begin: re.Match[str]) -> str:
+    """Return *image*, which *begin* is the beginning of, as base64, with all its name spaces."""
+    tag = image[begin.end() : image.find(">", begin.end())]
+    missing = "".join(
+        f' {name}="{space}"'
+        for name, space in _NAMESPACES.items()
+        if f"{name}=" not in tag and (name == "xmlns" or "xlink:" in image)
+    )
+    if begin[2]:  # it has given the name space a name of its own
+        missing = ""
+    svg = image[: begin.end()] + missing + image[begin.end() :]
+    return base64.b64encode(svg.encode(errors="replace")).decode()
+
+
 def _false_images(display: Display) -> list[str]:
     """Say which images *display* brought that are none; HTML beside them is shown instead."""
-    if "text/html" in display.data:
+    if any(mime in display.data for mime in _AS_HTML):
         return []
     brought = {mime: display.data[mime] for mime in _IMAGES if mime in display.data}
     return [
@@ -108,8 +152,13 @@ def _false_images(display: Display) -> list[str]:
 
 
 def is_rich(display: Display) -> bool:
-    """Tell whether *display* brought HTML or an image, without looking at what is in it."""
-    return any(mime in display.data for mime in ("text/html", *_IMAGES))
+    """Tell whether *display* brought more than text, without looking at what is in it."""
+    return any(mime in display.data for mime in (*_AS_HTML, *_IMAGES))
+
+
+def is_image(display: Display) -> bool:
+    """Tell whether *display* is shown as an image, likewise."""
+    return is_rich(display) and not any(mime in display.data for mime in _AS_HTML)
 
 
 def close_tags(html: str) -> str:

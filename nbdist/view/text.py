@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from textwrap import indent
 
 from nbdist.view.ansi import strip_ansi
 from nbdist.view.consolidate import Shown, describe_dropped
-from nbdist.view.failures import Cause, trace_lines
+from nbdist.view.failures import Cause, group_failures, trace_lines
 from nbdist.view.fold import Block
 from nbdist.view.merge import blocks_of
 from nbdist.view.mime import display_text
@@ -14,21 +15,29 @@ from nbdist.view.names import label_ranks, label_stream
 from nbdist.view.page import Page
 from nbdist.view.progress import Bar
 from nbdist.view.scalars import ScalarTable
-from nbdist.wire import Dropped, Text
+from nbdist.wire import Dropped, RankOutput, Text
 
 _INDENTS = {"where": "  ", "source": "      ", "error": "  ", "note": "  "}
 
 
 def render_text(page: Page) -> str:
     """Write *page* as plain text without a line break at its end."""
+    failures = [_cause(cause) for cause in page.causes]
+    failures += [waiting.headline() for waiting in page.waiting]
     parts = [_block(block) for part in page.parts for block in blocks_of(part)]
     if page.table:
         parts.append(_table(page.table))
-    parts += [_cause(cause) for cause in page.causes]
-    parts += [waiting.headline() for waiting in page.waiting]
+    parts = [*failures, *parts] if page.begins_with_causes else [*parts, *failures]
     parts += page.notes
     parts += [page.collectives] if page.collectives else []
     return "\n".join(parts)
+
+
+def failures_text(ranks: Iterable[RankOutput]) -> str:
+    """Say why a cell has failed on *ranks*, as its plain text will."""
+    failures = group_failures(ranks)
+    waiting = [waiting.headline() for waiting in failures.waiting]
+    return "\n".join([*map(_cause, failures.causes), *waiting])
 
 
 def _block(block: Block) -> str:

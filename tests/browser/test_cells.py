@@ -102,6 +102,14 @@ def expect_ranks_answer(page: NotebookPage) -> None:
     assert page.outputs(2)[-1]["output_type"] == "display_data"
 
 
+def kernel_of(page: NotebookPage) -> dict[str, Any]:
+    """Return what the server says of the page's kernel."""
+    state = page.state()
+    assert state is not None
+    kernel: dict[str, Any] = page.lab.ask(f"api/kernels/{state['kernel']}")
+    return kernel
+
+
 def test_four_ranks_stream_and_leave_one_static_output(four: NotebookPage, gate: Gate) -> None:
     view = begin(four, gate.ticking)
 
@@ -115,6 +123,25 @@ def test_four_ranks_stream_and_leave_one_static_output(four: NotebookPage, gate:
 
     plain = expect_static_output(four)["text/plain"]
     assert all(f"rank {rank} is over" in plain for rank in range(4))
+
+
+def test_jupyter_sees_a_busy_kernel_until_the_cell_ends(four: NotebookPage, gate: Gate) -> None:
+    view = begin(four, gate.ticking)
+    view.get_by_role("button", name="Stop").wait_for()  # a message of the page was answered
+
+    samples = []
+    for number in range(100):
+        view.get_by_role("tab", name=f"rank {number % 4}:").click()
+        samples.append(kernel_of(four))
+        four.tab.wait_for_timeout(100)
+    gate.open()
+    four.wait_until_idle()
+
+    states = [sample["execution_state"] for sample in samples]
+    assert ("idle", "idle") not in itertools.pairwise(states)
+    assert states.count("busy") > 95
+    assert len({sample["last_activity"] for sample in samples}) > 5
+    wait_until(lambda: kernel_of(four)["execution_state"] == "idle", "the server to see the end")
 
 
 def test_a_short_cell_shows_no_view(four: NotebookPage) -> None:

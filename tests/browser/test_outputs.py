@@ -25,8 +25,19 @@ READS = {
     "tables": r"rank 0.*step.*loss.*rank 3.*2\.2",
     "long": r"124 of 144 lines",
     "progress": r"training.*40/40",
-    "failure": r"rank 0.*tensor\(1\.\).*ranks 1–3.*RuntimeError",
+    "failure": r"ranks 1–3.*RuntimeError.*rank 0.*tensor\(1\.\)",
 }
+
+RICH = """%%dist
+import ipywidgets
+from IPython.display import JSON, SVG, Latex, Markdown, Math
+display(Markdown("## A title\\n\\n**bold** with $a_1$\\n\\n| x | y |\\n|---|---|\\n| 1 | 2 |"))
+display(Math(r"\\frac{1}{2}"), Latex(r"\\begin{align}x &= 1\\end{align}"))
+display(SVG("<svg width='40' height='20'><rect width='40' height='20'/></svg>"))
+display(JSON({"lr": 0.1}))
+display(ipywidgets.IntSlider())
+half?
+"""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +72,24 @@ def test_it_reads_well_in_both_themes_and_in_a_narrow_window(
     finally:
         four.tab.set_viewport_size(wide)
         four.use_theme("Light")
+
+
+def test_rich_output_looks_as_that_of_one_kernel(four: NotebookPage, pictures: Path) -> None:
+    four.run(1)
+    four.write_cell(1, "%%dist\ndef half(x):\n    'Halve.'\n    return x / 2")
+    four.run(1)
+    four.write_cell(1, RICH)
+
+    text = four.run(1)
+
+    area = four.area(1)
+    expect(area.locator("h2")).to_have_text("A title")
+    expect(area.locator("strong")).to_have_text("bold")
+    expect(area.locator("td", has_text=re.compile("^2$"))).to_have_count(1)
+    expect(area.locator("mjx-container")).to_have_count(3)
+    assert area.locator("img").evaluate("image => image.naturalWidth") == 40
+    assert re.search(r'"lr": 0\.1.*IntSlider\(value=0\).*Halve\..*not live', text, re.DOTALL), text
+    four.screenshot(pictures / "output-rich-light.png", 1)
 
 
 def assert_nothing_is_cut_off(page: NotebookPage, number: int) -> None:

@@ -290,6 +290,36 @@ def test_a_page_sees_the_lines_of_a_long_cell_while_it_runs(
     assert final["text/plain"] == "[rank0] working"
 
 
+FAILS_WHILE_THE_OTHER_RUNS = """%%dist
+import pathlib, time
+if rank == 0: raise ValueError("early")
+while not pathlib.Path({gate!r}).exists(): time.sleep(0.01)
+print("went on")"""
+
+
+@pytest.mark.parametrize("live", ["widget", "lines"])
+def test_why_a_rank_failed_is_shown_while_the_others_go_on(
+    notebook: Notebook, tmp_path: Path, live: str
+) -> None:
+    gate = tmp_path / "gate"
+    notebook.run(f"import os; os.environ['NBDIST_LIVE'] = {live!r}")
+    running = notebook.begin(FAILS_WHILE_THE_OTHER_RUNS.format(gate=str(gate)))
+
+    running.until_shown('raise ValueError(\\"early\\")')
+    gate.touch()
+    cell = running.finish()
+    notebook.run("del os.environ['NBDIST_LIVE']")
+
+    final = cell.of_kind("display_data")[-1]["data"]["text/plain"]
+    assert final.startswith("[rank0] ValueError: early")
+
+
+def test_a_cell_leaves_nothing_that_is_not_alike_twice(notebook: Notebook) -> None:
+    cells = [notebook.run("%%dist\nimport time\ntime.sleep(0.01)\nprint(1)") for _ in range(2)]
+
+    assert cells[0].outputs == cells[1].outputs
+
+
 def test_a_figure_of_a_rank_is_an_image_in_the_final_output(notebook: Notebook) -> None:
     cell = notebook.run(
         "%%dist 0\nimport matplotlib.pyplot as plt\n_ = plt.plot([1, 2])\nplt.show()"

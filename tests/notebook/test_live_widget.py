@@ -11,7 +11,7 @@ import pytest
 from nbdist.notebook import live_widget
 from nbdist.notebook.live import REFRESH_S
 from nbdist.notebook.live_widget import QUIET_S, WidgetView
-from nbdist.wire import Clear, Display, Dropped, Text
+from nbdist.wire import CellError, Clear, Display, Dropped, RankOutput, Text
 
 Batch = dict[str, Any]
 
@@ -186,6 +186,25 @@ def test_a_warning_is_sent_when_it_changes(shown: WidgetView, clock: Clock, page
         clock.now += REFRESH_S + 0.01
 
     assert [batch["warning"] for batch in page.batches] == ["waits", "waits longer", None]
+
+
+def test_what_failed_is_sent_when_more_is_known(
+    shown: WidgetView, clock: Clock, page: Page
+) -> None:
+    failures = [RankOutput(1, "error", (), CellError("ValueError", "bad"))]
+    for more in ([], [RankOutput(2, "error", (), CellError("ValueError", "bad"))]):
+        failures += more
+        shown.failed(failures)
+        shown.tick()
+        clock.now += REFRESH_S + 0.01
+
+    assert [batch["failures"] for batch in page.batches] == [
+        "[rank1] ValueError: bad",
+        "[ranks 1, 2] ValueError: bad",
+    ]
+    page.say({"kind": "resend"})
+    shown.tick()
+    assert page.batches[-1]["failures"] == "[ranks 1, 2] ValueError: bad"
 
 
 def test_a_flood_between_two_batches_is_cut_and_counted(shown: WidgetView, page: Page) -> None:

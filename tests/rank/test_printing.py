@@ -404,3 +404,40 @@ def test_input_in_a_thread_is_refused(session: Session) -> None:
 def test_input_of_this_process_stays_as_it_was(session: Session) -> None:
     assert builtins.input.__module__ in ("builtins", "_pytest.capture", "io", None)
     assert outputs_of(finished(session, "None"), 0) == ((), None)
+
+
+# What IPython gives to a pager -------------------------------------------------------------------
+
+
+def test_help_on_an_object_is_shown_once(session: Session) -> None:
+    text = finished(session, "def half(x):\n    '''Halve.'''\n    return x / 2\n\nhalf?").render()
+
+    assert "Signature: half(x)" in text["text/plain"]
+    assert text["text/plain"].count("Halve.") == 1
+
+
+def test_the_source_of_an_object_is_shown(session: Session) -> None:
+    finished(session, "def half(x):\n    return x / 2  # by two")
+
+    assert "# by two" in finished(session, "half??").render()["text/plain"]
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("%prun -l 3 sorted(range(100))", "function calls"),
+        ("%page [1, 2, 3]", "[1, 2, 3]"),
+        ("%psearch torch.nn.Linea*", "torch.nn.Linear"),
+        ("%magic", "IPython's 'magic' functions"),
+    ],
+)
+def test_what_would_be_paged_is_shown(session: Session, code: str, text: str) -> None:
+    assert text in finished(session, code).render()["text/plain"]
+
+
+def test_what_would_become_the_next_cell_is_shown(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "loaded.py").write_text("a = 'of a file'\n")
+
+    run = finished(session, f"%load {tmp_path / 'loaded.py'}")
+
+    assert "a = 'of a file'" in run.render()["text/plain"]

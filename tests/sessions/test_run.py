@@ -114,6 +114,61 @@ def test_output_that_never_comes_is_given_up_after_a_while(clock: Clock) -> None
     assert run.wait(0)
 
 
+def test_output_that_never_comes_is_named(clock: Clock) -> None:
+    run = sent_to(0, 1, 2)
+    for rank in run.ranks:
+        run.hear(batch(rank, "one\n"))
+        run.hear(reply(rank, num_batches=1 if rank == 1 else 3))
+
+    clock.now += run_module.STRAGGLER_S + 0.1
+
+    assert run.done
+    assert run.render()["text/plain"] == (
+        "[ranks 0–2] one\n"
+        "ranks 0, 2: 2 batches of output did not arrive.\n"
+        "`%dist log In[3]` has all that was put out."
+    )
+    run.hear(batch(0, "two\n"))
+    assert run.gaps[:2] == [
+        "rank 0: 1 batch of output did not arrive.",
+        "rank 2: 2 batches of output did not arrive.",
+    ]
+
+
+def test_a_batch_that_cannot_be_read_is_missing() -> None:
+    run = sent_to(0)
+
+    run.hear(message(0, OUTPUT_BATCH, {"outputs": [{"type": "invented"}]}))
+    run.hear(reply(0, num_batches=1))
+
+    assert run.done
+    assert run.gaps[0] == "rank 0: 1 batch of output did not arrive."
+
+
+def test_a_reply_that_cannot_be_read_ends_it() -> None:
+    run = sent_to(0)
+
+    run.hear(message(0, CELL_REPLY, {"status": "ok"}))
+
+    assert run.done
+    with pytest.raises(CellFailed, match="the reply of this rank cannot be read"):
+        run.raise_failure()
+
+
+def test_what_is_no_output_neither_ends_it_nor_goes_unsaid() -> None:
+    run = sent_to(0, 1)
+
+    for rank in run.ranks:
+        run.hear(message(rank, "comm_open", {}))
+        run.hear(message(rank, "comm_msg", {}))
+        run.hear(message(rank, "comm_msg", {}))
+    assert run.running_ranks == (0, 1)
+    run.hear(reply(0))
+    run.hear(reply(1))
+
+    assert run.gaps == ["ranks 0, 1: messages that cannot be shown: 2 comm_msg, 1 comm_open."]
+
+
 def test_a_death_ends_it_there() -> None:
     run = sent_to(0, 1)
     run.hear(batch(1, "before\n"))

@@ -26,6 +26,40 @@ def test_the_root_cause_comes_before_the_ranks_that_waited_for_it() -> None:
     assert [w.headline() for w in failures.waiting] == ["ranks 0, 1, 3 waited for rank 2 (In[3]:6)"]
 
 
+def test_messages_that_differ_in_the_number_of_their_rank_alone_are_one() -> None:
+    said = "unused: rank {0} [rank{0}] Rank {0}: 1{0} 7"
+    ranks = [failed(rank, value_error(said.format(rank))) for rank in range(4)]
+
+    [cause] = group_failures(ranks).causes
+
+    assert [message.text for message in cause.messages] == [said.format(r) for r in range(4)]
+
+    said = "unused: rank {0} [rank{0}] Rank {0}: 1 7 of rank 9"
+    ranks = [failed(rank, value_error(said.format(rank))) for rank in range(4)]
+
+    [cause] = group_failures(ranks).causes
+
+    assert [(m.ranks, m.text) for m in cause.messages] == [
+        ((0, 1, 2, 3), "unused: rank 0–3 [rank0–3] Rank 0–3: 1 7 of rank 9")
+    ]
+
+
+def test_the_number_of_another_rank_tells_messages_apart() -> None:
+    ranks = [failed(0, value_error("rank 1 is late")), failed(1, value_error("rank 0 is late"))]
+
+    [cause] = group_failures(ranks).causes
+
+    assert [m.text for m in cause.messages] == ["rank 1 is late", "rank 0 is late"]
+
+
+def test_what_all_say_of_one_rank_stays_as_it_is() -> None:
+    ranks = [failed(rank, value_error("rank 0 is late")) for rank in range(3)]
+
+    [cause] = group_failures(ranks).causes
+
+    assert [(m.ranks, m.text) for m in cause.messages] == [((0, 1, 2), "rank 0 is late")]
+
+
 def test_ranks_that_waited_at_different_places_get_a_line_each() -> None:
     failures = group_failures([failed(0, waited(2, 5)), failed(1, waited(2, 7))])
 

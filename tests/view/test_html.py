@@ -279,12 +279,12 @@ def test_there_is_room_between_what_was_printed_and_the_table() -> None:
     assert "padding:7px" in html_of(ok(0, stdout("a"), result("1", 1)), ok(1, result("2", 2)))
 
 
-def test_errors_stand_below_the_output_and_waiting_ranks_below_them() -> None:
+def test_errors_come_first_then_who_waited_then_the_output() -> None:
     ranks = [failed(0, waited(1)), failed(1, value_error("bad"), stdout("step 1"))]
 
     seen = " ".join(lines(html_of(*ranks)))
 
-    assert seen.index("step 1") < seen.index("ValueError") < seen.index("rank 0 waited for rank 1")
+    assert seen.index("ValueError") < seen.index("rank 0 waited for rank 1") < seen.index("step 1")
 
 
 def test_collectives_are_the_last_line() -> None:

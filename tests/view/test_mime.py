@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ from nbdist.view.mime import close_tags, display_html, display_text
 from nbdist.wire import Display
 from tests.view.build import PNG, png, shown
 
+SVG = "http://www.w3.org/2000/svg"
+XLINK = "http://www.w3.org/1999/xlink"
 FRAME = "<table><tr><td>1</td></tr></table>"
+
+
+def svg_in(html: str) -> str:
+    [encoded] = re.findall(r"data:image/svg\+xml;base64,([^\"]*)", html)
+    return base64.b64decode(encoded).decode()
 
 
 def test_text_is_preferred_as_text() -> None:
@@ -24,8 +32,69 @@ def test_markdown_and_latex_are_shown_by_their_source() -> None:
     assert display_text(shown({"text/latex": "$a$"})) == "$a$"
 
 
-def test_json_without_text_is_written_out() -> None:
-    assert display_text(shown({"application/json": {"b": 1, "a": 2}})) == '{"a": 2, "b": 1}'
+def test_json_is_written_out() -> None:
+    placeholder = "<IPython.core.display.JSON object>"
+    long = {"names": ["é" * 50, "b" * 50]}
+
+    assert display_text(shown({"application/json": {"b": 1, "a": 2}})) == '{"b": 1, "a": 2}'
+    assert display_text(shown({"application/json": long, "text/plain": placeholder})) == (
+        '{\n  "names": [\n    "' + "é" * 50 + '",\n    "' + "b" * 50 + '"\n  ]\n}'
+    )
+    assert display_text(shown({"application/json": [1], "text/plain": "one"})) == "one"
+
+
+def test_markdown_becomes_html() -> None:
+    source = "# Title\n\n*a* `b` and <b>c</b>\n\n| x | y |\n|---|---|\n| 1 | 2 |"
+
+    html = display_html(shown({"text/markdown": source, "text/plain": "<...>"}))
+
+    assert "<h1>Title</h1>" in html
+    assert "<em>a</em> <code>b</code> and <b>c</b>" in html
+    assert re.search(r"<td>1</td>\s*<td>2</td>", html)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "[a](javascript:alert(1))",
+        "<a href='javascript:alert(1)'>a</a>",
+        "</td></tr></table>out",
+    ],
+)
+def test_markdown_brings_nothing_active(script: str) -> None:
+    html = object_html(shown({"text/markdown": f"a\n\n{script}"}))
+
+    assert not re.search(r"<script|<img|<a href=.javascript|</table>", html)
+
+
+def test_formulas_in_markdown_are_left_to_the_page() -> None:
+    html = display_html(shown({"text/markdown": "where $a_1 < b_1$ and\n\n$$\\sum_i *x*_i$$"}))
+
+    assert "\\(a_1 &lt; b_1\\)" in html
+    assert "$$\n\\sum_i *x*_i\n$$" in html
+
+
+def test_latex_is_left_to_the_page() -> None:
+    formula = shown({"text/latex": "$\\displaystyle a < b$", "text/plain": "<...>"})
+
+    assert display_html(formula) == "<div>$\\displaystyle a &lt; b$</div>"
+
+
+@pytest.mark.parametrize("data", [5, None, ["# a"], b"# a"])
+def test_what_is_no_text_is_neither_markdown_nor_latex(data: Any) -> None:
+    false = {"text/markdown": data, "text/latex": data, "text/plain": "plain"}
+
+    assert display_html(shown(false)) == ""
+
+
+def test_html_wins_over_markdown_and_that_over_an_image() -> None:
+    data = {"text/html": FRAME, "text/markdown": "*a*", "image/png": png("AAAA")}
+
+    assert display_html(shown(data)) == FRAME
+    del data["text/html"]
+    assert "<em>a</em>" in display_html(shown(data))
 
 
 def test_a_payload_without_text_is_named() -> None:
@@ -137,8 +206,27 @@ def test_a_text_that_is_almost_an_svg_is_refused_at_once() -> None:
 def test_svg_becomes_an_image() -> None:
     html = display_html(shown({"image/svg+xml": "<svg></svg>"}))
 
-    assert 'src="data:image/svg+xml;base64,PHN2Zz48L3N2Zz4="' in html
+    assert svg_in(html) == '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
     assert "<svg" not in html
+
+
+@pytest.mark.parametrize(
+    ("svg", "completed"),
+    [
+        ('<svg width="1">', f'<svg xmlns="{SVG}" width="1">'),
+        ("<svg/>", f'<svg xmlns="{SVG}"/>'),
+        (f'<svg\nxmlns="{SVG}" width="1"/>', f'<svg\nxmlns="{SVG}" width="1"/>'),
+        (
+            '<?xml version="1.0"?><svg><use xlink:href="#a"/></svg>',
+            f'<?xml version="1.0"?><svg xmlns="{SVG}" xmlns:xlink="{XLINK}">'
+            '<use xlink:href="#a"/></svg>',
+        ),
+        (f'<svg:svg xmlns:svg="{SVG}"/>', f'<svg:svg xmlns:svg="{SVG}"/>'),
+    ],
+)
+def test_an_svg_is_told_what_it_is(svg: str, completed: str) -> None:
+    """A page takes it without its name space; an image may not lack that."""
+    assert svg_in(display_html(shown({"image/svg+xml": svg}))) == completed
 
 
 @pytest.mark.parametrize(

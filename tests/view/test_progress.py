@@ -192,7 +192,7 @@ def test_unfolded_each_rank_has_its_line() -> None:
 def test_a_failed_rank_shows_how_far_it_came() -> None:
     ranks = [ok(0, over(100)), failed(1, value_error("bad"), bar(41))]
 
-    assert text_of(*ranks).splitlines()[0] == (
+    assert text_of(*ranks).splitlines()[-1] == (
         "[ranks 0, 1] epoch 41/100 (rank 1), 100/100 (rank 0)"
     )
 

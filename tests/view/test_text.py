@@ -147,14 +147,30 @@ def test_one_rank_failed_and_the_others_waited() -> None:
     ]
 
     assert text_of(*ranks) == (
-        "[ranks 0–3] step 1\n"
         "[rank1] ValueError: bad batch\n"
         "[rank1]   In[3]:9  in <module>\n"
         "[rank1]       train()\n"
         "[rank1]   In[3]:4  in step\n"
         "[rank1]       raise ValueError(message)\n"
-        "ranks 0, 2, 3 waited for rank 1 (In[3]:6)"
+        "ranks 0, 2, 3 waited for rank 1 (In[3]:6)\n"
+        "[ranks 0–3] step 1"
     )
+
+
+def test_a_rank_that_failed_comes_before_those_that_went_on() -> None:
+    lines = "".join(f"step {i} of {{0}}\n" * (i + 1) for i in range(3))
+    ranks = [ok(rank, stdout(lines.format(rank) + "more\n" * rank)) for rank in (0, 1)]
+    ranks.append(failed(2, CellError("ValueError", "bad"), stdout("begins\n")))
+
+    text = text_of(*ranks)
+
+    assert text.startswith("[rank2] ValueError: bad\n[rank2] begins\n[rank0] step 0")
+
+
+def test_a_stop_comes_last() -> None:
+    stop = failed(0, CellError("KeyboardInterrupt", ""), stdout("step 1\n"), status="stopped")
+
+    assert text_of(stop) == "[rank0] step 1\n[rank0] stopped"
 
 
 def test_all_ranks_failed_with_messages_of_their_own() -> None:
@@ -215,12 +231,12 @@ def test_the_last_lines_of_the_dead_are_labelled() -> None:
     error = CellError("RankDied", "killed by SIGKILL")
 
     assert text_of(failed(2, error, stdout("step 1\nstep 2\n"), status="dead")) == (
-        "[rank2] step 1\n"
-        "[rank2] step 2\n"
         "[rank2] died: killed by SIGKILL\n"
         "[rank2]   its last lines:\n"
         "[rank2]       step 1\n"
-        "[rank2]       step 2"
+        "[rank2]       step 2\n"
+        "[rank2] step 1\n"
+        "[rank2] step 2"
     )
 
 

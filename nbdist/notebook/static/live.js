@@ -382,6 +382,7 @@ class Store {
     this.logs = new Map(this.ranks.map((rank) => [rank, new Log((row) => this.tell(rank, row))]));
     this.notes = [];
     this.warning = null;
+    this.failures = "";
     this.canStop = false;
     this.isOver = false;
     this.begin = performance.now();
@@ -410,6 +411,7 @@ class Store {
     this.canStop ||= Boolean(batch.can_stop);
     this.isOver = Boolean(batch.is_over);
     if ("warning" in batch) this.warning = batch.warning;
+    if ("failures" in batch) this.failures = batch.failures;
     this.notes.push(...(batch.notes ?? []));
     for (const [rank, lost] of batch.lost ?? []) this.lose(rank, lost);
     for (const [rank, kind, text] of batch.pieces ?? []) this.logs.get(rank)?.feed(kind, text);
@@ -583,6 +585,7 @@ class View {
     this.root = make("section", "live", root, { "aria-label": `${store.label} on the ranks` });
     this.buildHead();
     this.buildChips();
+    this.failures = make("pre", "failures", this.root, { "aria-label": "What failed" });
     this.notes = make("div", "notes", this.root);
     this.card = make("div", "card", this.root);
     this.detail = make("div", "detail", this.root);
@@ -707,7 +710,7 @@ class View {
   }
 
   drawCards() {
-    const { warning, notes, isOver } = this.store;
+    const { warning, notes, failures, isOver } = this.store;
     const gone = "The cell is over. This page was reloaded while it ran, so its output is not here: ";
     const text = isOver ? `${gone}%dist last shows it again.` : (warning ?? "");
     this.card.dataset.kind = isOver ? "over" : "warning";
@@ -715,6 +718,8 @@ class View {
     setHidden(this.card, !text);
     setText(this.notes, notes.join("\n"));
     setHidden(this.notes, !notes.length);
+    setText(this.failures, failures);
+    setHidden(this.failures, !failures);
   }
 
   drawSummary() {
