@@ -89,6 +89,7 @@ class CellRunner:
         except Exception:  # noqa: BLE001 - a syntax error of IPython's own; run_cell reports it
             transformed, preprocessing = request.code, sys.exc_info()
         shell.last_exception = None
+        shell.displayhook.keeps_values = not request.want_value  # type: ignore[attr-defined]
         cell = shell.run_cell_async(
             request.code,
             store_history=True,
@@ -124,6 +125,8 @@ class CellRunner:
                 value, buffers = packed.header, packed.buffers
             except Exception as exc:  # noqa: BLE001 - a value that cannot travel fails the -o, not the rank
                 value_error = f"{type(exc).__name__}: {exc}"
+            if result is not None:
+                result.result = None  # the shell keeps the last result of all
         outputs, num_batches = self.recorder.end()
         reply = CellReply(
             status=status,

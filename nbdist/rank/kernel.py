@@ -97,6 +97,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.control_handlers[wire.INTERRUPT_REQUEST] = self.on_interrupt
         self.control_handlers[wire.SNAPSHOT_REQUEST] = self.on_snapshot
         self.control_handlers[wire.TRACE_REQUEST] = self.on_trace
+        self.control_handlers[wire.NAME_REQUEST] = self.on_name
         self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
 
     # Shell channel: the main thread -----------------------------------------------------------
@@ -286,6 +287,11 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
                 return next((does for name, does in OUTSIDE.items() if name in names), where)
             time.sleep(REST_S / 20)
         return ""
+
+    def on_name(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Say whether there is a variable of this name."""
+        content = {"is_known": parent["content"]["name"] in self.shell.user_ns}
+        self._reply(stream, f"{wire.NAME_REQUEST}_reply", content, parent, ident)
 
     def on_trace(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Say what this rank has called, and when."""

@@ -63,6 +63,8 @@ class RankDisplayHook(DisplayHook):
 
     recorder = Instance(Recorder)
     value: Any = None
+    keeps_values = True
+    """Whether `Out` gets them; one that goes to the notebook would stay here as well."""
 
     def __call__(self, result: Any = None) -> None:
         """Show *result*, unless it is ``None`` or the line ends with a semicolon."""
@@ -73,6 +75,11 @@ class RankDisplayHook(DisplayHook):
             super().__call__(result)  # type: ignore[no-untyped-call]  # IPython's
         finally:
             self.value = None
+
+    def update_user_ns(self, result: Any) -> None:
+        """Set ``_`` and ``Out``, where they are to have it."""
+        if self.keeps_values:
+            super().update_user_ns(result)  # type: ignore[no-untyped-call]  # IPython's
 
     def write_output_prompt(self) -> None:
         """No prompt: the notebook shows its own."""

@@ -389,7 +389,12 @@ class Run:
             raise CellStopped(f"{summary}, after --timeout {self.timed_out_s:g} s")
         if all(output.status == "stopped" for output in failed):
             raise CellStopped(summary)
-        raise CellFailed(summary)
+        raise CellFailed(summary, tuple(filter(self._has_failed_itself, self.ranks)))
+
+    def _has_failed_itself(self, rank: int) -> bool:
+        reply = self._parts[rank].reply
+        error = None if reply is None else reply.error
+        return error is not None and error.waited_for is None
 
     def cancel(self) -> None:
         """Stop the cell on all its ranks; those that have not begun it will not."""

@@ -570,6 +570,15 @@ class Session:
         snapshot = snapshots(self._client, [rank], ANSWER_S).get(rank)
         return None if snapshot is None else snapshot.cell_id or ""
 
+    def ranks_with(self, name: str, timeout_s: float) -> tuple[int, ...]:
+        """Return the ranks that have a variable *name*, as far as they say so in *timeout_s*."""
+        if not self.is_alive or self._processes.is_lost:
+            return ()
+        answers = self._client.ask_all(
+            self.living_ranks, wire.NAME_REQUEST, {"name": name}, timeout_s
+        )
+        return tuple(rank for rank, content in sorted(answers.items()) if content.get("is_known"))
+
     def log_tail(self, rank: int, num_lines: int) -> str:
         """Return the last *num_lines* lines of the log of *rank*."""
         try:
