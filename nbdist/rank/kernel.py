@@ -31,7 +31,7 @@ from traitlets import Type
 
 from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
-from nbdist.rank import cells, progress, tqdm_bars, values
+from nbdist.rank import cells, debugging, progress, tqdm_bars, values
 from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
@@ -395,7 +395,9 @@ class RankEngine(IPEngine):  # type: ignore[misc]
             self.rank_log, self.pipe, kernel.publish_batch, self.log_bytes, self.secrets
         )
         interrupts = Interrupts()
-        inputs = InputRelay(kernel.publish_question, lambda: kernel.runner.cell_id)
+        inputs = InputRelay(
+            kernel.publish_question, lambda: kernel.runner.cell_id, recorder.publish_all
+        )
         journal = Journal(self.folder.journals(self.id), max_cell_bytes=2 * self.log_bytes)
         kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery, journal)
         kernel.secrets = self.secrets
@@ -403,6 +405,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()
         inputs.install()
+        debugging.install()
         install_streams(recorder)
         progress.install(recorder.touch_bar)
         tqdm_bars.install(recorder)

@@ -6,7 +6,10 @@ IPython's own traceback is never rendered (the first one takes a second); the ex
 
 from __future__ import annotations
 
+import contextlib
 import linecache
+import pdb
+import sys
 from typing import Any
 
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -15,7 +18,7 @@ from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from traitlets import Instance, Type
 
-from nbdist.errors import NbdistError
+from nbdist.errors import NbdistError, PeerFailed
 from nbdist.rank.outputs import Recorder, display_from, scalar_of
 from nbdist.wire import Clear
 
@@ -102,15 +105,34 @@ class RankShell(ZMQInteractiveShell):
     last_exception: BaseException | None = None
 
     def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
-        """Keep the exception; the notebook shows it."""
-        try:
-            self.last_exception = self._get_exc_info(exc_tuple)[1]  # type: ignore[no-untyped-call]  # IPython's
-        except ValueError:  # there is none
-            return
+        """Keep the exception; the notebook shows it. After ``%pdb on``, open its frame."""
+        self._keep_exception(exc_tuple)
+        failure = self.last_exception
+        # An interrupt is to end the cell, and who has only waited for another did nothing wrong.
+        if isinstance(failure, Exception) and not isinstance(failure, PeerFailed):
+            self.debugger()
 
     def showsyntaxerror(self, *_: Any, **__: Any) -> None:
         """Keep the exception; the notebook shows it."""
-        self.showtraceback()
+        self._keep_exception()
+
+    def _keep_exception(self, exc_tuple: Any = None) -> None:
+        with contextlib.suppress(ValueError):  # there is none
+            self.last_exception = self._get_exc_info(exc_tuple)[1]  # type: ignore[no-untyped-call]  # IPython's
+
+    def debugger(self, force: bool = False) -> None:
+        """Open pdb in the frame that failed last, for ``%debug`` and after ``%pdb on``.
+
+        Args:
+            force: Open it whatever ``%pdb`` says.
+        """
+        trace = getattr(sys, "last_traceback", None)
+        if not (force or self.call_pdb):
+            return
+        if trace is None:
+            print("Nothing has failed on this rank since its last cell: no frame is left to open.")  # noqa: T201
+        else:
+            pdb.post_mortem(trace)
 
     def _format_exception_for_storage(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {}  # IPython's history would render each traceback once more
