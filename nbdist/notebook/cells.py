@@ -62,6 +62,7 @@ def follow(
         for output in outputs:
             live.state(output.rank, END_STATES[output.status])
         session.warn_uneven(run)
+        session.name_way_out(run)
         bundle = run.render(has_text=not live.shows_text)
     finally:
         live.close(is_replaced=bool(bundle))

@@ -532,6 +532,7 @@ class Agent:
                 "code": code,
                 "at": time.time(),
                 "tail": tail(self.folder.rank_log(rank)),
+                "stack": tail(self.folder.rank_stack(rank)),
             }
         )
 

@@ -15,9 +15,9 @@ from types import FrameType, TracebackType
 
 from nbdist.errors import CollectiveError
 from nbdist.rank.suggestions import suggestion
-from nbdist.runtime.calls import CELL_PREFIXES, LIBRARY_PREFIXES
+from nbdist.runtime.calls import LIBRARY_PREFIXES
 from nbdist.shadows import file_that_hides
-from nbdist.wire import CellError, Frame
+from nbdist.wire import CELL_PREFIXES, CellError, Frame
 
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
 MAX_LINKS = 50  # of a chain of exceptions, the last ones
