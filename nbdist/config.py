@@ -528,11 +528,32 @@ def load_config(
     layers = [_file_layer("config")]
     if name_or_path is not None:
         layers.append(_file_layer(name_or_path))
-    layers += _override_layers(overrides)
+    return _resolved([*layers, *_override_layers(overrides)])
+
+
+def change_config(config: Config, overrides: Iterable[str] | Mapping[str, Any]) -> Config:
+    """Return *config* with *overrides* in front of what it holds; it is not changed itself.
+
+    Args:
+        config: A resolved configuration.
+        overrides: As in `load_config`.
+
+    Raises:
+        ConfigError: As in `load_config`.
+    """
+    values = to_dict(config)
+    secret = values.pop("masked")
+    changes = list(_override_layers(overrides))
+    kept = [key for key in secret if not any(layer.sets(key) for layer in changes)]
+    return _resolved([_Layer("the configuration so far", _escape(values)), *changes], kept)
+
+
+def _resolved(layers: list[_Layer], secret: Iterable[str] = ()) -> Config:
+    """Return what *layers* say together, the last first; also the keys *secret* are not shown."""
     layers = [_tidy(layer) for layer in layers]
     merged = _merge(layers)
     values = _resolve(merged, layers)
-    values["masked"] = _secret_keys(_plain(merged, resolve=False), values)
+    values["masked"] = [*secret, *_secret_keys(_plain(merged, resolve=False), values)]
     for key, problem in _wrong_values(values):
         raise ConfigError(f"{key} {problem} (from {_origin(key, layers)}).")
     return from_dict(values)
@@ -625,6 +646,50 @@ def to_yaml(config: Config, *, show_secrets: bool = False) -> str:
     values = to_dict(config) if show_secrets else _shown(config)
     del values["masked"]
     return OmegaConf.to_yaml(OmegaConf.create(_escape(values)))
+
+
+def to_lines(config: Config, key: str) -> str:
+    """Write what *config* has under the full *key*, a value or a section, as YAML without secrets.
+
+    Raises:
+        ConfigError: There is no such key.
+    """
+    found: Any = _shown(config)
+    del found["masked"]
+    known = [*_known_types(), *_flat(found)]
+    for name in key.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            raise ConfigError(f"There is no key {key!r}. {did_you_mean(key, dict.fromkeys(known))}")
+        found = found[name]
+    return OmegaConf.to_yaml(OmegaConf.create({key: _escape(found)})).rstrip()
+
+
+def differences(first: Config, second: Config) -> list[str]:
+    """Say in which keys two configurations differ, and how: ``seed (0, 7)``; secrets are hidden."""
+    values, shown = [], []
+    for config in (first, second):
+        values.append(_flat(to_dict(config) | {"masked": ()}))
+        shown.append(_flat(_shown(config) | {"masked": ()}))
+    keys = [*values[0], *(key for key in values[1] if key not in values[0])]
+    missing = object()
+    return [
+        f"{key} ({_in_words(key, shown[0])}, {_in_words(key, shown[1])})"
+        for key in keys
+        if values[0].get(key, missing) != values[1].get(key, missing)
+    ]
+
+
+def _in_words(key: str, values: Mapping[str, Any]) -> str:
+    if key not in values:
+        return "not set"
+    return MASK if values[key] == MASK else _shown_value(values[key])
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Return the values below *key* by their full keys; an empty section has none."""
+    if not isinstance(value, Mapping):
+        return {key: value}
+    return {k: v for name, item in value.items() for k, v in _flat(item, _join(key, name)).items()}
 
 
 def _plain(data: Any, *, resolve: bool = True, throw_on_missing: bool = False) -> Any:

@@ -61,7 +61,15 @@ class SessionError(NbdistError):
 
 
 class CellFailed(NbdistError):
-    """A cell ended with an error on one rank or more; its outputs are shown above the error."""
+    """A cell ended with an error on one rank or more; its outputs are shown above the error.
+
+    Attributes:
+        ranks: Those that live and failed by themselves, not for want of another.
+    """
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
 
 
 class CellStopped(CellFailed):

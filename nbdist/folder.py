@@ -149,6 +149,10 @@ class SessionFolder:
         """Return the path of the log of *rank*."""
         return self.logs / f"rank{rank}.log"
 
+    def rank_stack(self, rank: int) -> Path:
+        """Return the path to which *rank* writes where it is when it cannot say so."""
+        return self.path / f"rank{rank}.stack"
+
     def journals(self, rank: int) -> Path:
         """Return the folder in which *rank* keeps the output of its last cells."""
         return self.cells / f"rank{rank}"

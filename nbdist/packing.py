@@ -10,6 +10,7 @@ that no one else could write to.
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
 import os
@@ -236,18 +237,20 @@ def discard(header: Mapping[str, Any]) -> None:
             Path(place).unlink(missing_ok=True)
 
 
+def _take_buffer(parts: list[memoryview], buffer: pickle.PickleBuffer) -> None:
+    parts.append(buffer.raw())
+
+
 class _Pickler(pickle.Pickler):
     """Sets tensors and big buffers aside while it pickles the rest."""
 
     def __init__(self, stream: io.BytesIO) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=self._take_buffer)
         self.parts: list[memoryview] = []
+        take = functools.partial(_take_buffer, self.parts)  # no method: with a circle of
+        super().__init__(stream, protocol=5, buffer_callback=take)  # references values would stay
         self.tensors: list[dict[str, Any]] = []
         self._places: dict[int, tuple[int, Any]] = {}
         self._torch = sys.modules.get("torch")
-
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> None:
-        self.parts.append(buffer.raw())
 
     def persistent_id(self, obj: Any) -> Any:
         """Set a tensor aside, once for all places it stands in; everything else is pickled."""

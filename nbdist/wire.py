@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -26,10 +27,14 @@ VALUE_REPLY = "nbdist_value_reply"
 INTERRUPT_REQUEST = "nbdist_interrupt"
 SNAPSHOT_REQUEST = "nbdist_snapshot"
 TRACE_REQUEST = "nbdist_trace"
+NAME_REQUEST = "nbdist_name"
 RECOVER_REQUEST = "nbdist_recover"
 RECOVER_REPLY = "nbdist_recover_reply"
 INPUT_REQUEST = "nbdist_input"
 INPUT_REPLY = "nbdist_input_reply"
+
+CELL_PREFIXES = ("In[", "run[")  # of the labels of cells, which are their file names
+STACK_SIGNAL = signal.SIGRTMIN + 11  # a rank that gets it writes down where it is
 
 Status = Literal["ok", "error", "stopped", "dead"]
 

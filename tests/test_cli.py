@@ -565,3 +565,10 @@ def test_a_session_whose_records_are_lost_ends_whole_by_itself(run_folder: Path)
         assert owner.returncode == 0
         assert wait_for_end(processes.values(), 5) == []
         assert not list(run_folder.iterdir())
+
+
+def test_the_processes_of_a_session_are_named_shortly() -> None:
+    roles = ["rank 10", "agent", "rank 1", "rank 0", "controller", "rank 2"]
+
+    assert sessions.name_roles(roles) == "agent, controller, ranks 0–2, 10"
+    assert sessions.name_roles(["pid 7"]) == "pid 7"

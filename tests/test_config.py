@@ -13,7 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nbdist.config import Config, Hang, from_dict, load_config, to_dict, to_yaml
+from nbdist.config import (
+    Config,
+    Hang,
+    change_config,
+    differences,
+    from_dict,
+    load_config,
+    to_dict,
+    to_lines,
+    to_yaml,
+)
 from nbdist.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -575,3 +585,40 @@ def test_the_text_of_a_configuration_names_what_differs_from_the_defaults() -> N
     assert repr(load_config(None, ["seed=3", "params.lr=0.1"])) == (
         "Config(seed=3, params={'lr': 0.1})"
     )
+
+
+# A configuration with changes ---------------------------------------------------------------------
+
+
+def test_a_change_keeps_all_that_it_does_not_name() -> None:
+    config = load_config(None, ["seed=3", "params.lr=1", r"params.text='\${x}'"])
+
+    changed = change_config(config, ["params.lr=2", "hang.after_s=5"])
+
+    assert (changed.seed, changed.params.lr, changed.hang.after_s) == (3, 2, 5.0)
+    assert changed.params.text == config.params.text == "${x}"
+    assert config.params.lr == 1
+    with pytest.raises(ConfigError, match="Did you mean 'seed'"):
+        change_config(config, ["sed=1"])
+
+
+def test_what_was_secret_stays_so_until_it_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hush")
+    config = load_config(None, ["params.a=${oc.env:MY_TOKEN}", "params.b=${oc.env:MY_TOKEN}"])
+
+    changed = change_config(config, ["params.b=open"])
+
+    assert to_lines(changed, "params") == "params:\n  a: '***'\n  b: open"
+
+
+def test_two_configurations_differ_in_these_keys() -> None:
+    first = load_config(None, ["params.lr=1", "params.password=one"])
+    second = load_config(None, ["params.password=two", "params.new=[1]", "hang.after_s=1"])
+
+    assert differences(first, first) == []
+    assert differences(first, second) == [
+        "hang.after_s (10.0, 1.0)",
+        "params.lr (1, not set)",
+        "params.password (***, ***)",
+        "params.new (not set, [1])",
+    ]

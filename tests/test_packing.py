@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
 import subprocess
 import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -501,3 +503,16 @@ def test_a_class_that_is_not_known_here_is_an_error_that_names_it(
     words = without_torch(code, module.Local())
 
     assert "Local of module only_there" in words
+
+
+def test_what_was_packed_is_free_at_once() -> None:
+    value = torch.ones(3)
+    alive = weakref.ref(value)
+
+    pack({"it": value}, None)
+    gc.disable()  # no help
+    try:
+        del value
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -22,6 +22,7 @@ from nbdist.launchers.agent_link import AgentLink, Event
 from nbdist.launchers.start import STOP_TIMEOUT_S, end_session
 from nbdist.processes import marked
 from nbdist.view.columns import align
+from nbdist.view.names import name_ranks
 
 State = Literal["alive", "starting", "waiting for attach", "left behind"]
 
@@ -192,7 +193,15 @@ def stop(folder: SessionFolder) -> str:
     if not alive:
         return f"{folder.session_id}: nothing of it was running; its files are removed"
     number = "1 process" if len(alive) == 1 else f"{len(alive)} processes"
-    return f"{folder.session_id}: stopped, {number} ended ({', '.join(sorted(alive))})"
+    return f"{folder.session_id}: stopped, {number} ended ({name_roles(alive)})"
+
+
+def name_roles(roles: Iterable[str]) -> str:
+    """Name processes by what they are: ``agent, controller, ranks 0–199``."""
+    words = [role.split() for role in roles]
+    ranks = [int(word[1]) for word in words if word[0] == "rank"]
+    others = sorted(" ".join(word) for word in words if word[0] != "rank")
+    return ", ".join([*others, *([name_ranks(ranks)] if ranks else [])])
 
 
 def _ask_agent(folder: SessionFolder, pid: int) -> None:

@@ -1,10 +1,12 @@
-"""What this machine, or the container around us, lets us use of its CPU cores."""
+"""What this machine, or the container around us, lets us use of its CPU cores and memory."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 
 def available_cores(root: Path = Path("/"), affinity: int | None = None) -> int:
@@ -19,6 +21,36 @@ def available_cores(root: Path = Path("/"), affinity: int | None = None) -> int:
     """
     cores = _affinity() if affinity is None else affinity
     return max(1, int(min([cores, *_quotas(root)])))
+
+
+def free_memory(root: Path = Path("/"), available: int | None = None) -> int:
+    """Return how many bytes of memory may still be taken, by this machine and its cgroups.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+        available: What the machine has; asked from the system when ``None``.
+    """
+    machine = psutil.virtual_memory().available if available is None else available
+    return max(0, int(min([machine, *_memory_left(root)])))
+
+
+def _memory_left(root: Path) -> Iterator[int]:
+    """Yield what each cgroup around this process that has a limit lets it take."""
+    mount = root / "sys" / "fs" / "cgroup"
+    for line in _read(root / "proc" / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for group in _with_parents(path):
+            if not controllers:
+                limit, used = "memory.max", "memory.current"
+                folder = mount / group
+            elif "memory" in controllers.split(","):
+                limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+                folder = mount / "memory" / group
+            else:
+                continue
+            numbers = _read(folder / limit), _read(folder / used)
+            if all(map(str.isdigit, numbers)):
+                yield int(numbers[0]) - int(numbers[1])
 
 
 def _affinity() -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 def load(shell: Any) -> None:
     """Register the magics in *shell*; a second time changes nothing."""
+    from nbdist.notebook import hints
     from nbdist.notebook.magics import DistMagics
     from nbdist.notebook.transform import rank_magic
 
@@ -14,11 +15,14 @@ def load(shell: Any) -> None:
         shell.register_magics(DistMagics)
     if rank_magic not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.append(rank_magic)
+    hints.install(shell)
 
 
 def unload(shell: Any) -> None:
-    """Take the input transformer away. The ranks go on: a reload must not cost a model."""
+    """Take away what changes other cells. The ranks go on: a reload must not cost a model."""
+    from nbdist.notebook import hints
     from nbdist.notebook.transform import rank_magic
 
     if rank_magic in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(rank_magic)
+    hints.remove(shell)

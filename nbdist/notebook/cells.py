@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import getpass
+import threading
 import time
+from collections import deque
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from IPython.display import publish_display_data
@@ -18,6 +23,8 @@ from nbdist.sessions.session import Session
 from nbdist.view.hang import Diagnosis, Hang, hang_text
 from nbdist.view.progress import remark_text
 from nbdist.wire import Progress, Status
+
+MEANWHILE_S = 0.05  # an answer has to wait for so long at most
 
 END_STATES: dict[Status, State] = {
     "ok": "done",
@@ -64,6 +71,7 @@ def _follow(
         for output in outputs:
             live.state(output.rank, END_STATES[output.status])
         session.warn_uneven(run)
+        session.name_way_out(run)
         bundle = run.render(has_text=not live.shows_text)
     finally:
         live.close(is_replaced=bool(bundle))
@@ -90,6 +98,7 @@ def _watch(
 ) -> None:
     """Show and serve what happens, until the run is over or to be stopped."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    questions = Questions(run, live)
     while not run.done and not button.is_pressed:
         if deadline is not None and time.monotonic() > deadline:
             run.timed_out_s = timeout_s
@@ -101,16 +110,12 @@ def _watch(
             _note_hang(run, hang)
             session.stop_run(run, "The cell was stopped, as hang.action=stop asks for")
             return
+        if questions.waiting:
+            questions.serve(session, button)
+            continue
         event = run.next_event(REFRESH_S)
-        if event is not None and event.kind == "input":
-            answer = _ask(event, button)
-            if answer is not None:
-                session.answer_input(event.rank, answer)
-        elif event is not None and event.kind == "hang":
-            hang = run.hang
-            live.warn(None if hang is None else hang_text(hang))
-        elif event is not None:
-            _show_live(event, live, run)
+        if event is not None:
+            questions.take(event)
         live.tick()
 
 
@@ -126,7 +131,9 @@ def _drain(run: Run, live: LiveView) -> None:
         _show_live(event, live, run)
 
 
-def _show_live(event: RunEvent, live: LiveView, run: Run) -> None:
+def _show_live(
+    event: RunEvent, live: LiveView, run: Run, asking: Container[int] = frozenset()
+) -> None:
     if event.kind == "output":
         bars = [output for output in event.outputs if isinstance(output, Progress)]
         others = tuple(output for output in event.outputs if not isinstance(output, Progress))
@@ -137,6 +144,8 @@ def _show_live(event: RunEvent, live: LiveView, run: Run) -> None:
                 live.progress(event.rank, bar.done, bar.total, remark_text(bar))
     elif event.kind == "places":
         for rank in set(event.places) & set(run.running_ranks):
+            if rank in asking:
+                continue
             place = event.places[rank]
             live.state(rank, "waiting" if place.is_waiting else "running", place.text)
     elif event.kind == "ended":
@@ -153,6 +162,67 @@ def _show_failures(event: RunEvent, live: LiveView, run: Run) -> None:
     """Show at once why a rank has failed: the others may go on for long."""
     if event.kind == "died" or event.content["status"] == "error":
         live.failed(run.failures)
+
+
+class Questions:
+    """The questions of the ranks: put to the user one after the other, while the rest goes on.
+
+    `input()` holds the main thread. Meanwhile another one takes what the ranks send, so that the
+    page stays as alive as before; a question that comes then waits for its turn.
+
+    Args:
+        run: Whose ranks ask.
+        live: What shows it.
+    """
+
+    def __init__(self, run: Run, live: LiveView) -> None:
+        self._run = run
+        self._live = live
+        self.waiting: deque[RunEvent] = deque()
+
+    def take(self, event: RunEvent) -> None:
+        """Show *event*, or keep it for later where it is a question."""
+        if event.kind == "input":
+            self.waiting.append(event)
+            self._live.state(event.rank, "asking", "waits for your answer")
+        elif event.kind == "hang":
+            hang = self._run.hang
+            self._live.warn(None if hang is None else hang_text(hang))
+        else:
+            _show_live(event, self._live, self._run, {each.rank for each in self.waiting})
+
+    def serve(self, session: Session, button: StopButton) -> None:
+        """Put the first question to the user, and send the answer to its rank."""
+        question = self.waiting[0]
+        self._live.show_all()
+        with self._going_on():
+            answer = _ask(question, button)
+            if answer is not None:
+                session.answer_input(question.rank, answer)
+        self.waiting.popleft()
+        if answer is not None and question.rank in self._run.running_ranks:
+            self._live.state(question.rank, "running")
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Show in a thread what happens meanwhile."""
+        is_over = threading.Event()
+
+        def show() -> None:
+            while not is_over.is_set():
+                event = self._run.next_event(MEANWHILE_S)
+                if event is not None:
+                    self.take(event)
+                self._live.tick()
+
+        of_this_cell = contextvars.copy_context()  # it says under which cell output belongs
+        thread = threading.Thread(target=of_this_cell.run, args=[show], name="nbdist-meanwhile")
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
 
 def _ask(event: RunEvent, button: StopButton) -> dict[str, str] | None:

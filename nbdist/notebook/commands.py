@@ -12,12 +12,13 @@ from typing import Any
 
 from IPython.display import publish_display_data
 
-from nbdist.config import Config, load_config, to_dict, to_yaml
+from nbdist.config import Config, differences, to_lines, to_yaml
 from nbdist.errors import SessionError, UsageError, did_you_mean
 from nbdist.folder import runtime_root
+from nbdist.launchers.room import check_room
 from nbdist.notebook.background import tell_troubles
 from nbdist.notebook.closing import end_ranks_on_shutdown
-from nbdist.notebook.options import CellOptions, cell_options, verb_parser
+from nbdist.notebook.options import CellOptions, cell_options, start_options, verb_parser
 from nbdist.notebook.progress import StartProgress
 from nbdist.notebook.stopping import StopButton
 from nbdist.sessions import current
@@ -33,10 +34,11 @@ HOW_TO_START = (
 )
 
 HELP = """\
-%dist start [-n N] [-g 0,1] [-c NAME|PATH] [key=value ...]   start the ranks
+%dist start [N] [-g 0,1] [-c NAME|PATH] [--yes] [key=value ...]   start the ranks, N of them
 %dist status                     what every rank is doing
-%dist stop | restart             end the ranks | end them and start anew with the same config
-%dist config                     the resolved configuration
+%dist stop                       end the ranks
+%dist restart [-n N] [key=value ...]   end them, and start anew with the same config but for this
+%dist config [KEY ...]           the resolved configuration, or these keys and sections of it
 %dist seed N                     reseed all ranks
 %dist attach [ID]                take a session whose kernel was killed, with all its variables
 %dist recover                    a fresh rank in the place of each dead one; the others keep all
@@ -47,7 +49,7 @@ HELP = """\
 %dist trace [In[12]] [--all] [--table] [--save FILE.png]   who waited for whom in collectives
 %dist pull EXPR [-r RANKS] [-o NAME] [--yes]   bring a variable of the ranks here
 %dist push NAME ... [-r RANKS]   send variables of the notebook to the ranks
-%dist last                       the last cell's output again
+%dist last [In[12]]              the last cell's output again, or that of another one
 %dist log In[12] [-r RANKS] [-n LINES]   what each rank put out in that cell
 %dist logs [-r RANKS] [-n LINES] the end of each rank's log
 %%dist [RANKS] [-o NAME] [-a] [--timeout S] [--local] [--no-fold]   run a cell on the ranks
@@ -155,7 +157,8 @@ class Commands:
     # Verbs ------------------------------------------------------------------------------------
 
     def _start(self, line: str) -> None:
-        config = self._read_config(line)
+        asked = start_options("start", line)
+        config = asked.config()
         if current.is_running():
             session = current.get()
             if not session.is_alive:
@@ -163,14 +166,15 @@ class Commands:
                     f"The session that was running here is lost: {session.trouble}.\n"
                     "`%dist stop` clears up; then `%dist start` starts anew."
                 )
-            if to_dict(session.config) != to_dict(config):
+            if different := differences(session.config, config):
                 raise SessionError(
                     f"Ranks are already running with another configuration: {session.summary}\n"
-                    "`%dist stop` first, or `%dist restart` to start anew with theirs."
+                    f"There and here differ: {', '.join(different)}.\n"
+                    "`%dist restart` with these words ends them and starts anew."
                 )
             return self._say(f"already running: {session.summary}")
         self._name_waiting()
-        return self._launch(config)
+        return self._launch(config, yes=asked.yes)
 
     def _name_waiting(self) -> None:
         """Say which sessions of killed kernels still hold devices and memory."""
@@ -193,24 +197,10 @@ class Commands:
             for run in session.restored:
                 cells.follow(session, run, self.shell, button)
 
-    def _read_config(self, line: str) -> Config:
-        parser = verb_parser("start")
-        parser.add_argument("-n", "--nproc", metavar="N")
-        parser.add_argument("-g", "--gpus", metavar="0,1")
-        parser.add_argument("-c", "--config", metavar="NAME|PATH")
-        parser.add_argument("overrides", nargs="*", metavar="key=value")
-        found = parser.read(line)
-        overrides = list(found.overrides)
-        if found.nproc is not None:
-            overrides.append(f"nproc={found.nproc}")
-        if found.gpus is not None:
-            overrides.append(f"gpus=[{found.gpus.strip('[]')}]")
-        return load_config(found.config, overrides)
-
-    def _launch(self, config: Config) -> None:
+    def _launch(self, config: Config, *, yes: bool) -> None:
         end_ranks_on_shutdown(self.shell)
         with StartProgress(self.shell) as progress:
-            session = current.start(config, on_progress=progress.show)
+            session = current.start(config, on_progress=progress.show, yes=yes)
         self._say(session.summary)
 
     def _stop(self, line: str) -> None:
@@ -223,13 +213,15 @@ class Commands:
         return self._say(f"{ranks} stopped")
 
     def _restart(self, line: str) -> None:
-        found = verb_parser("restart", ranks=True).read(line)
+        asked = start_options("restart", line)
         session = current.get()
-        if found.ranks is not None:
-            return self._say(str(session.restart_ranks(found.ranks)))
-        config = session.config
+        if asked.ranks is not None:
+            return self._say(str(session.restart_ranks(asked.ranks)))
+        config = asked.config(session.config)
+        if asked.has_changes and not asked.yes:
+            check_room(config)  # before anything is lost
         current.stop()
-        return self._launch(config)
+        return self._launch(config, yes=True)
 
     def _recover(self, line: str) -> None:
         parser = verb_parser("recover")
@@ -287,13 +279,17 @@ class Commands:
             cells.follow(session, run, self.shell, button)
 
     def _last(self, line: str) -> None:
-        verb_parser("last").read(line)
+        parser = verb_parser("last")
+        parser.add_argument("label", nargs="?", metavar="In[N]")
+        label = parser.read(line).label
         journals = current.get().journals
-        bundle = render([journals.output_of(cell) for cell in journals.last()])
+        cells = journals.last() if label is None else journals.labelled(cell_label(label))
+        bundle = render([journals.output_of(cell) for cell in cells])
         if bundle:
             publish_display_data(bundle)
         else:
-            self._say("The last cell has put out nothing.")
+            name = "The last cell" if label is None else cell_label(label)
+            self._say(f"{name} has put out nothing.")
 
     def _log(self, line: str) -> None:
         parser = verb_parser("log", ranks=True)
@@ -317,10 +313,11 @@ class Commands:
         return self._say(status_table(session))
 
     def _config(self, line: str) -> None:
-        config = (
-            self._read_config(line) if line or not current.is_running() else current.get().config
-        )
-        self._say(to_yaml(config).rstrip())
+        asked = start_options("config", line)
+        is_of_session = not asked.has_changes and current.is_running()
+        config = current.get().config if is_of_session else asked.config()
+        parts = [to_lines(config, key) for key in asked.keys]
+        self._say("\n".join(parts) if parts else to_yaml(config).rstrip())
 
     def _seed(self, line: str) -> None:
         parser = verb_parser("seed")
@@ -356,9 +353,14 @@ class Commands:
         known = self.shell.user_ns
         for name in found.names:
             if name not in known:
-                mine = [n for n in known if not n.startswith("_")]
-                raise UsageError(f"There is no variable {name!r} here. {did_you_mean(name, mine)}")
+                raise UsageError(f"There is no variable {name!r} here. {self._name_mine(name)}")
         session.push({name: known[name] for name in found.names}, found.ranks)
+
+    def _name_mine(self, name: str) -> str:
+        """Name the variables of the user that *name* may mean; not those that IPython put there."""
+        is_hidden = self.shell.user_ns_hidden.keys()
+        mine = [n for n in self.shell.user_ns if not n.startswith("_") and n not in is_hidden]
+        return did_you_mean(name, mine) if mine else "You have none yet."
 
     def _logs(self, line: str) -> None:
         parser = verb_parser("logs", ranks=True)
@@ -402,10 +404,13 @@ def with_first_line(line: str, cell: str) -> str:
 
 
 def check_code(expression: str, source: int | None) -> str:
-    """Return the cell that compares *expression* on all ranks, or repairs it from rank *source*."""
+    """Return the cell that compares *expression* on all ranks, or repairs it from rank *source*.
+
+    The expression has a line for itself: that is what an error in it shows.
+    """
     if source is None:
-        return f"print(nbdist.check_replicas({expression}, name={expression!r}))"
-    return f"print(nbdist.repair_replicas({expression}, {source}, name={expression!r}))"
+        return f"print(nbdist.check_replicas(\n{expression}\n, name={expression!r}))"
+    return f"print(nbdist.repair_replicas(\n{expression}\n, {source}, name={expression!r}))"
 
 
 def status_table(session: Any) -> str:

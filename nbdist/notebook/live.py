@@ -17,7 +17,7 @@ from nbdist.wire import Output, RankOutput
 REFRESH_S = 0.1
 FAILED_S = 1.0
 
-State = Literal["running", "waiting", "failed", "stopped", "done", "dead"]
+State = Literal["running", "waiting", "asking", "failed", "stopped", "done", "dead"]
 
 
 class LiveView(Protocol):
@@ -60,6 +60,9 @@ class LiveView(Protocol):
     def tick(self) -> None:
         """Show what is due; called at least every `REFRESH_S`."""
 
+    def show_all(self) -> None:
+        """Show all there is, at once: the user is to be asked something."""
+
     def close(self, *, is_replaced: bool = True) -> None:
         """Make room for what comes after it.
 
@@ -93,6 +96,9 @@ class NoView:
 
     def tick(self) -> None:
         """Nothing is due."""
+
+    def show_all(self) -> None:
+        """Nothing is kept back."""
 
     def close(self, *, is_replaced: bool = True) -> None:
         """Nothing is there."""
@@ -137,6 +143,10 @@ class LinesView(NoView):
         if text and text != self._warning:
             self._print(f"{text}\n")
         self._warning = text
+
+    def show_all(self) -> None:
+        """Print also the lines that have not ended."""
+        self._print(self._lines.flush())
 
     def close(self, *, is_replaced: bool = True) -> None:  # noqa: ARG002 - lines stay either way
         """Print the lines that never ended."""

@@ -125,11 +125,20 @@ class WidgetView:
         if self._widget is None and now - self._started > QUIET_S:
             self._widget = self._show(self._label, self._ranks, self._on_message)
         if self._widget is not None and self._is_due and now - self._shown_at > REFRESH_S:
-            self._shown_at = now
-            if self._wants_whole:
-                self._send_whole()
-            else:
-                self._send_news()
+            self._show_due(now)
+
+    def show_all(self) -> None:
+        """Show the widget, however short the cell has run, and all that is new."""
+        if self._widget is None:
+            self._widget = self._show(self._label, self._ranks, self._on_message)
+        self._show_due(time.monotonic())
+
+    def _show_due(self, now: float) -> None:
+        self._shown_at = now
+        if self._wants_whole:
+            self._send_whole()
+        else:
+            self._send_news()
 
     def _send_news(self) -> None:
         self._is_due = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Literal, NoReturn
 
+from nbdist.config import Config, change_config, load_config
 from nbdist.errors import UsageError
 from nbdist.sessions.ranks import split_ranks
 
@@ -37,7 +38,10 @@ class Parser(argparse.ArgumentParser):
             UsageError: A flag is unknown, or a value is missing or wrong.
         """
         try:
-            return self.parse_args(_join_negative(shlex.split(line, posix=not is_code)))
+            words = _join_negative(shlex.split(line, posix=not is_code))
+            # As a format string, which argparse makes of it while words stand around flags.
+            self.usage = self.format_usage().removeprefix("usage: ").replace("%", "%%")
+            return self.parse_intermixed_args(words)
         except (ValueError, argparse.ArgumentError) as exc:
             self.error(str(exc))
 
@@ -105,6 +109,77 @@ def verb_parser(verb: str, *, ranks: bool = False) -> Parser:
     if ranks:
         parser.add_argument("-r", "-t", "--ranks", "--targets", dest="ranks", metavar="RANKS")
     return parser
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What a line asks for that says how ranks are to be started.
+
+    Attributes:
+        file: Name or path of a configuration.
+        overrides: ``key=value``, also those that were written as flags.
+        keys: Words that are neither flags nor overrides.
+        ranks: Of ``%dist restart --ranks``.
+        yes: Start them also where there is little room.
+    """
+
+    file: str | None
+    overrides: tuple[str, ...]
+    keys: tuple[str, ...]
+    ranks: str | None
+    yes: bool
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether it asks for anything but what is there."""
+        return self.file is not None or bool(self.overrides)
+
+    def config(self, so_far: Config | None = None) -> Config:
+        """Return the configuration asked for, with the defaults below it or *so_far*.
+
+        Raises:
+            ConfigError: A key or a value is wrong.
+        """
+        if so_far is not None and self.file is None:
+            return change_config(so_far, self.overrides)
+        return load_config(self.file, self.overrides)
+
+
+def start_options(verb: Literal["start", "restart", "config"], line: str) -> StartOptions:
+    """Read what follows ``%dist start`` and its kin: ``4``, ``-n 4``, ``seed=7``, in any order.
+
+    Raises:
+        UsageError: A flag is unknown, or a number of ranks is given twice.
+    """
+    parser = verb_parser(verb, ranks=verb == "restart")
+    parser.add_argument("-n", "--nproc", "--num-processes", metavar="N")
+    parser.add_argument("-g", "--gpus", "--gpu-ids", metavar="0,1")
+    parser.add_argument("-c", "--config", metavar="NAME|PATH")
+    parser.add_argument("--yes", action="store_true")
+    names = "KEY" if verb == "config" else "N"
+    parser.add_argument("words", nargs="*", metavar=f"{names}|key=value")
+    found = parser.read(line)
+    overrides = [word for word in found.words if "=" in word]
+    others = [word for word in found.words if "=" not in word]
+    if verb != "config":
+        counts = [*([found.nproc] if found.nproc is not None else []), *others]
+        if len(counts) > 1 or not all(word.lstrip("-").isdigit() for word in others):
+            parser.error(f"{counts[-1]!r} is no key=value, and no number of ranks")
+        overrides += [f"nproc={count}" for count in counts]
+    elif found.nproc is not None:
+        overrides.append(f"nproc={found.nproc}")
+    if found.gpus is not None:
+        overrides.append(f"gpus=[{found.gpus.strip('[]')}]")
+    asked = StartOptions(
+        file=found.config,
+        overrides=tuple(overrides),
+        keys=tuple(others) if verb == "config" else (),
+        ranks=getattr(found, "ranks", None),
+        yes=found.yes,
+    )
+    if asked.ranks is not None and asked.has_changes:
+        parser.error("--ranks replaces ranks of this session, whose configuration stays as it is")
+    return asked
 
 
 def _join_negative(words: list[str]) -> list[str]:

@@ -547,6 +547,7 @@ class Agent:
                 "code": code,
                 "at": time.time(),
                 "tail": tail(self.folder.rank_log(rank)),
+                "stack": tail(self.folder.rank_stack(rank)),
             }
         )
 

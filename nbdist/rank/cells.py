@@ -9,7 +9,9 @@ is turned into a reply. The reply says how many output batches went before it on
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -29,6 +31,9 @@ from nbdist.rank.recovery import Conclusion, Recovery
 from nbdist.rank.shell import RankShell
 from nbdist.wire import CellReply, CellRequest, Status
 
+# What a cell says that looks at how the one before it failed; any other lets go of the frames.
+ASKS_FOR_LAST_ERROR = re.compile(r"%debug\b|\bpm\(|\bpost_mortem\(|\bsys\.last_")
+
 
 class CellRunner:
     """Runs cells one after another in the main thread."""
@@ -42,6 +47,7 @@ class CellRunner:
         self.recovery = recovery
         self.running: tuple[str, float] | None = None
         self.cell_id: str | None = None
+        self._last_errors: list[BaseException] = []  # more than one while they are looked at
 
     async def run(
         self, content: Mapping[str, Any], folder: ValueFolder
@@ -53,7 +59,8 @@ class CellRunner:
         """
         request = CellRequest(**content)
         started, started_at = time.perf_counter(), time.time()
-        self._forget_last_error()
+        if not ASKS_FOR_LAST_ERROR.search(request.code):
+            self._forget_last_error()
         self.recorder.begin(request.cell_id, request.label)
         self.interrupts.enter(request.cell_id)
         self.recovery.begin()
@@ -72,6 +79,8 @@ class CellRunner:
             failure = failure or KeyboardInterrupt("the cell went on to its end")
             end_terminals(started_at)
         self.interrupts.leave()
+        if failure is not None:
+            self._last_errors.append(failure)
         conclusion = self.recovery.conclude(failure, was_told_to_stop=is_stopped)
         self.running = self.cell_id = None
         return self._reply(request, result, conclusion, started, folder)
@@ -89,6 +98,7 @@ class CellRunner:
         except Exception:  # noqa: BLE001 - a syntax error of IPython's own; run_cell reports it
             transformed, preprocessing = request.code, sys.exc_info()
         shell.last_exception = None
+        shell.displayhook.keeps_values = not request.want_value  # type: ignore[attr-defined]
         cell = shell.run_cell_async(
             request.code,
             store_history=True,
@@ -124,6 +134,8 @@ class CellRunner:
                 value, buffers = packed.header, packed.buffers
             except Exception as exc:  # noqa: BLE001 - a value that cannot travel fails the -o, not the rank
                 value_error = f"{type(exc).__name__}: {exc}"
+            if result is not None:
+                result.result = None  # the shell keeps the last result of all
         outputs, num_batches = self.recorder.end()
         reply = CellReply(
             status=status,
@@ -153,9 +165,11 @@ class CellRunner:
 
     def _forget_last_error(self) -> None:
         """Let go of the last error's frames, which would keep their tensors alive."""
-        error = self.shell.last_exception
+        errors, self._last_errors = self._last_errors, []
+        if self.shell.last_exception is not None:
+            errors.append(self.shell.last_exception)
         self.shell.last_exception = None
-        for link in [] if error is None else chain_of(error):
+        for link in itertools.chain.from_iterable(map(chain_of, errors)):
             traceback.clear_frames(link.__traceback__)
             # By the base class: a frozen dataclass refuses to be assigned to.
             BaseException.with_traceback(link, None)

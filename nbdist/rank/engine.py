@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from nbdist.folder import SessionFolder
+from nbdist.rank import crashes
 from nbdist.rank.logs import RankLog
 from nbdist.rank.secrets import Secrets
 from nbdist.shadows import drop_working_folder
@@ -88,6 +89,7 @@ def run(birth: Birth) -> int:
     secrets = Secrets.of(spec.config)
     log = RankLog(birth.folder.rank_log(rank), spec.config["log_bytes"], secrets)
     signal.signal(signal.SIGTERM, _end_on_term)
+    crashes.install(birth.folder.rank_stack(rank))
     _watch_agent(birth.channel)
     set_environment(spec, rank, birth.store_address)
     _quiet_warnings()

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from nbdist.errors import CollectiveError
-from nbdist.runtime.calls import CELL_PREFIXES, LIBRARY_PREFIXES
+from nbdist.rank.suggestions import suggestion
+from nbdist.runtime.calls import LIBRARY_PREFIXES
 from nbdist.shadows import file_that_hides
-from nbdist.wire import CellError, Frame
+from nbdist.wire import CELL_PREFIXES, CellError, Frame
 
 MAX_FRAMES = 60  # of one exception; deep recursion keeps both ends
 MAX_LINKS = 50  # of a chain of exceptions, the last ones
@@ -100,6 +101,8 @@ def message_of(exception: BaseException) -> str:
         text = str(exception)
     except Exception as exc:  # noqa: BLE001 - the user's __str__ may raise anything
         return f"<its message cannot be shown: {type(exc).__name__}>"
+    if meant := suggestion(exception):
+        text = f"{text}. {meant}"
     notes = getattr(exception, "__notes__", None)
     if isinstance(notes, list):
         text = "\n".join([text, *map(str, notes)])

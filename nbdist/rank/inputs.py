@@ -17,15 +17,18 @@ class InputRelay:
     Args:
         publish: Sends (message type, cell id, content) to the notebook.
         running_cell: Returns the id of the running cell, or ``None``.
+        flush: Sends what was printed so far: who is asked has to see it.
     """
 
     def __init__(
         self,
         publish: Callable[[str, str, dict[str, Any]], None],
         running_cell: Callable[[], str | None],
+        flush: Callable[[], None],
     ) -> None:
         self._publish = publish
         self._running_cell = running_cell
+        self._flush = flush
         self._answered = threading.Event()
         self._answer: Mapping[str, Any] = {}
 
@@ -49,6 +52,7 @@ class InputRelay:
         cell_id = self._running_cell()
         if cell_id is None or threading.current_thread() is not threading.main_thread():
             raise EOFError("input() works only in the main thread of a running cell.")
+        self._flush()
         self._answered.clear()
         self._publish(INPUT_REQUEST, cell_id, {"prompt": prompt, "is_password": is_password})
         while not self._answered.wait(3600):  # woken by the answer, or by KeyboardInterrupt

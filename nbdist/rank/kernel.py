@@ -31,7 +31,7 @@ from traitlets import Type
 
 from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
-from nbdist.rank import cells, foreign, progress, tqdm_bars, values
+from nbdist.rank import cells, debugging, foreign, progress, tqdm_bars, values
 from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
@@ -97,6 +97,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.control_handlers[wire.INTERRUPT_REQUEST] = self.on_interrupt
         self.control_handlers[wire.SNAPSHOT_REQUEST] = self.on_snapshot
         self.control_handlers[wire.TRACE_REQUEST] = self.on_trace
+        self.control_handlers[wire.NAME_REQUEST] = self.on_name
         self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
 
     # Shell channel: the main thread -----------------------------------------------------------
@@ -287,6 +288,11 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             time.sleep(REST_S / 20)
         return ""
 
+    def on_name(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Say whether there is a variable of this name."""
+        content = {"is_known": parent["content"]["name"] in self.shell.user_ns}
+        self._reply(stream, f"{wire.NAME_REQUEST}_reply", content, parent, ident)
+
     def on_trace(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Say what this rank has called, and when."""
         guard = self.recovery.guard
@@ -389,7 +395,9 @@ class RankEngine(IPEngine):  # type: ignore[misc]
             self.rank_log, self.pipe, kernel.publish_batch, self.log_bytes, self.secrets
         )
         interrupts = Interrupts()
-        inputs = InputRelay(kernel.publish_question, lambda: kernel.runner.cell_id)
+        inputs = InputRelay(
+            kernel.publish_question, lambda: kernel.runner.cell_id, recorder.publish_all
+        )
         journal = Journal(self.folder.journals(self.id), max_cell_bytes=2 * self.log_bytes)
         kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery, journal)
         kernel.secrets = self.secrets
@@ -397,6 +405,7 @@ class RankEngine(IPEngine):  # type: ignore[misc]
         kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()
         inputs.install()
+        debugging.install()
         install_streams(recorder)
         progress.install(recorder.touch_bar)
         tqdm_bars.install(recorder)

@@ -259,6 +259,12 @@ class Recorder:
                 self._num_batches += 1
                 self._publish(self._cell_id, outputs)
 
+    def publish_all(self) -> None:
+        """Publish at once what has come so far, from Python and from the pipe."""
+        with self._lock:
+            self.take_pipe()
+            self.flush()
+
     def _hold_back(self, outputs: list[Output], secrets: Secrets) -> list[Output]:
         """Keep the end of *outputs* for the next batch where a secret may begin with it."""
         if not outputs or not isinstance(last := outputs[-1], Text):

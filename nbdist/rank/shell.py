@@ -6,7 +6,10 @@ IPython's own traceback is never rendered (the first one takes a second); the ex
 
 from __future__ import annotations
 
+import contextlib
 import linecache
+import pdb
+import sys
 from typing import Any
 
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -15,7 +18,7 @@ from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from traitlets import Instance, Type
 
-from nbdist.errors import NbdistError
+from nbdist.errors import NbdistError, PeerFailed
 from nbdist.rank.outputs import Recorder, display_from, scalar_of
 from nbdist.wire import Clear
 
@@ -63,6 +66,8 @@ class RankDisplayHook(DisplayHook):
 
     recorder = Instance(Recorder)
     value: Any = None
+    keeps_values = True
+    """Whether `Out` gets them; one that goes to the notebook would stay here as well."""
 
     def __call__(self, result: Any = None) -> None:
         """Show *result*, unless it is ``None`` or the line ends with a semicolon."""
@@ -73,6 +78,11 @@ class RankDisplayHook(DisplayHook):
             super().__call__(result)  # type: ignore[no-untyped-call]  # IPython's
         finally:
             self.value = None
+
+    def update_user_ns(self, result: Any) -> None:
+        """Set ``_`` and ``Out``, where they are to have it."""
+        if self.keeps_values:
+            super().update_user_ns(result)  # type: ignore[no-untyped-call]  # IPython's
 
     def write_output_prompt(self) -> None:
         """No prompt: the notebook shows its own."""
@@ -95,15 +105,34 @@ class RankShell(ZMQInteractiveShell):
     last_exception: BaseException | None = None
 
     def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
-        """Keep the exception; the notebook shows it."""
-        try:
-            self.last_exception = self._get_exc_info(exc_tuple)[1]  # type: ignore[no-untyped-call]  # IPython's
-        except ValueError:  # there is none
-            return
+        """Keep the exception; the notebook shows it. After ``%pdb on``, open its frame."""
+        self._keep_exception(exc_tuple)
+        failure = self.last_exception
+        # An interrupt is to end the cell, and who has only waited for another did nothing wrong.
+        if isinstance(failure, Exception) and not isinstance(failure, PeerFailed):
+            self.debugger()
 
     def showsyntaxerror(self, *_: Any, **__: Any) -> None:
         """Keep the exception; the notebook shows it."""
-        self.showtraceback()
+        self._keep_exception()
+
+    def _keep_exception(self, exc_tuple: Any = None) -> None:
+        with contextlib.suppress(ValueError):  # there is none
+            self.last_exception = self._get_exc_info(exc_tuple)[1]  # type: ignore[no-untyped-call]  # IPython's
+
+    def debugger(self, force: bool = False) -> None:
+        """Open pdb in the frame that failed last, for ``%debug`` and after ``%pdb on``.
+
+        Args:
+            force: Open it whatever ``%pdb`` says.
+        """
+        trace = getattr(sys, "last_traceback", None)
+        if not (force or self.call_pdb):
+            return
+        if trace is None:
+            print("Nothing has failed on this rank since its last cell: no frame is left to open.")  # noqa: T201
+        else:
+            pdb.post_mortem(trace)
 
     def payloadpage_page(self, strg: Any, *_: Any, **__: Any) -> None:
         """Show what IPython would page: ``x?``, ``%prun``; a notebook shows it below the cell."""

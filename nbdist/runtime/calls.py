@@ -9,8 +9,8 @@ from types import FrameType
 
 from nbdist.runtime.signature import Signature
 from nbdist.runtime.slots import Record
+from nbdist.wire import CELL_PREFIXES
 
-CELL_PREFIXES = ("In[", "run[")  # of the labels of cells, which are their file names
 LIBRARY_PREFIXES = (
     *{*site.getsitepackages(), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))},
     "<",

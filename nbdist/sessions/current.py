@@ -44,6 +44,7 @@ def start(
     config: Config | None = None,
     *,
     on_progress: Callable[[str], None] = lambda _: None,
+    yes: bool = False,
     **overrides: Any,
 ) -> Session:
     """Start ranks and make them the current session.
@@ -51,13 +52,15 @@ def start(
     Args:
         config: A resolved configuration (`nbdist.load_config`); the default one when ``None``.
         on_progress: Told in a few words what is being waited for.
+        yes: Start them also where they are a lot for this machine.
         **overrides: Keys of the configuration: ``nbdist.start(nproc=4, device="cpu")``. Only where
             no *config* is given.
 
     Raises:
         SessionError: One is running already.
         ConfigError: A key or a value is wrong.
-        LaunchError: The ranks did not come up; nothing is left running.
+        LaunchError: The ranks did not come up, or there is no room for so many; nothing is left
+            running.
     """
     global _current
     if is_running():
@@ -66,7 +69,13 @@ def start(
         if config is not None:
             raise SessionError("Give either a config or keys of it, not both.")
         config = load_config(None, overrides)
-    _current = _start(config if config is not None else load_config(), on_progress)
+    config = config if config is not None else load_config()
+    if not yes:
+        with own_imports():
+            from nbdist.launchers.room import check_room
+
+        check_room(config)
+    _current = _start(config, on_progress)
     _end_with_this_process()
     return _current
 

@@ -27,11 +27,12 @@ from nbdist.sessions.stacks import (
     is_native_wait,
     line_of,
     occupation,
+    silence,
     unrecorded_op,
     waits_for_device,
 )
 from nbdist.view.hang import Culprit, CulpritKind, Diagnosis, Wait
-from nbdist.wire import GroupCall, Snapshot
+from nbdist.wire import Frame, GroupCall, Snapshot
 
 _IN_ORDER: tuple[CulpritKind, ...] = get_args(CulpritKind)
 
@@ -51,6 +52,8 @@ class RankSight:
         still_s: For how long its main thread has been at the same `still_place`; ``None`` where
             nobody looked. Without it a rendezvous or an unguarded ``recv`` is never called a hang.
         pid: Its process, where it is known without the snapshot.
+        stack: Where it is although it does not answer, as far as its process says so itself.
+        overload: What keeps it from running, if it is not its own work.
     """
 
     rank: int
@@ -61,6 +64,8 @@ class RankSight:
     silent_s: float = 0.0
     still_s: float | None = None
     pid: int | None = None
+    stack: tuple[Frame, ...] = ()
+    overload: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ class _Scene:
         """Say what *rank* does in place of what it is waited for."""
         sight = self.sights.get(rank, RankSight(rank))
         culprit = _doing(sight)
-        if culprit.kind in ("dead", "stopped", "silent", "absent", "ended"):
+        if culprit.kind in ("dead", "stopped", "silent", "starved", "absent", "ended"):
             return culprit
         for wait in waits:
             call = wait.call if rank in wait.missing else None
@@ -334,8 +339,9 @@ def _doing(sight: RankSight) -> Culprit:
     if sight.part == "ended":
         return Culprit(ranks, "ended", how or "has ended the cell")
     if snapshot is None:
-        text = "does not answer: busy in a C call"
-        return Culprit(ranks, "silent", text, since_s=sight.silent_s)
+        text = f"does not answer: {silence(sight.stack, sight.overload)}"
+        kind: CulpritKind = "starved" if sight.overload else "silent"
+        return Culprit(ranks, kind, text, since_s=sight.silent_s)
     return occupation(ranks, snapshot)
 
 

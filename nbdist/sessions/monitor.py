@@ -19,7 +19,9 @@ from typing import Any
 
 from nbdist.launchers.start import Processes
 from nbdist.processes import exit_words
+from nbdist.sessions import dumps
 from nbdist.sessions.diagnosis import RankSight, diagnose
+from nbdist.sessions.load import CpuSight, overload, sight_of
 from nbdist.sessions.run import Place, Run
 from nbdist.sessions.stacks import still_place
 from nbdist.sessions.states import snapshots
@@ -29,6 +31,8 @@ from nbdist.wire import Frame, GroupCall, Snapshot
 LOOK_S = 0.5
 ANSWER_S = 0.4  # a control thread that has not answered by then is busy in a C call, or stopped
 YOUNG_S = 1.0  # a cell is looked at from then on
+SILENT_S = 0.8  # from then on its process is asked for the line
+ASK_AGAIN_S = 3.0  # a signal may cut a system call short
 
 
 @dataclass
@@ -39,11 +43,19 @@ class _Memory:
         answered_at: When its control thread last answered, on the monotonic clock.
         place: Where its main thread was.
         since: Since when it has been there.
+        stack: Where it was when its process was last asked, since it did not answer.
+        asked_at: When that was.
+        cpu: What the host last knew of it.
+        overload: What has kept it from running since the time before.
     """
 
     answered_at: float
     place: tuple[str, ...] = ()
     since: float = 0.0
+    stack: tuple[Frame, ...] = ()
+    asked_at: float = 0.0
+    cpu: CpuSight | None = None
+    overload: str = ""
 
 
 class Monitor:
@@ -135,6 +147,18 @@ class Monitor:
                 memory.answered_at, place = now, still_place(found[rank].stack)
                 if place != memory.place:
                     memory.place, memory.since = place, now
+                memory.stack, memory.cpu, memory.overload = (), None, ""
+            elif now - memory.answered_at > SILENT_S:
+                self._look_at_silent(rank, memory, now)
+
+    def _look_at_silent(self, rank: int, memory: _Memory, now: float) -> None:
+        """Ask the process and the host where the control thread does not answer."""
+        pid = self._processes.pids[rank]
+        before, memory.cpu = memory.cpu, sight_of(pid)
+        memory.overload = overload(before, memory.cpu)
+        if now - memory.asked_at > ASK_AGAIN_S:
+            memory.asked_at = now
+            memory.stack = dumps.ask(pid, self._processes.folder.rank_stack(rank))
 
     def _sight(
         self, rank: int, run: Run, snapshot: Snapshot | None, stopped: set[int]
@@ -155,6 +179,8 @@ class Monitor:
             silent_s=0.0 if memory is None else now - memory.answered_at,
             still_s=None if memory is None or not memory.since else now - memory.since,
             pid=self._processes.pids.get(rank),
+            stack=() if memory is None else memory.stack,
+            overload="" if memory is None else memory.overload,
         )
 
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from nbdist import packing, view
 from nbdist.errors import CellFailed, CellStopped, TransferError
+from nbdist.sessions.dumps import frames_of_crash
 from nbdist.sessions.transport import Message
 from nbdist.sessions.values import RankValues, Unpacker
 from nbdist.view.hang import Hang, hang_headline
@@ -240,20 +241,22 @@ class Run:
             self._events.put(RunEvent("done"))
             self._changed.notify_all()
 
-    def note_death(self, rank: int, how: str, log_tail: str = "") -> None:
+    def note_death(self, rank: int, how: str, log_tail: str = "", stack: str = "") -> None:
         """Take the news that *rank* is gone; called in the agent link's thread.
 
         Args:
             rank: Which.
             how: ```was killed by SIGKILL``.
             log_tail: The end of its log; what it holds of this cell and has not arrived is kept.
+            stack: What its faulthandler has written.
         """
         with self._changed:
             part = self._parts.get(rank)
             if part is None or part.is_over:
                 return
             part.log_tail, part.ended_at = log_tail, time.monotonic()
-            part.death = CellError("RankDied", how.removeprefix("was "))
+            frames = frames_of_crash(stack, {self.request.label: self.request.code})
+            part.death = CellError("RankDied", how.removeprefix("was "), frames)
             self._events.put(RunEvent("died", rank, content={"how": how}))
             self._notify_if_done()
 
@@ -425,7 +428,12 @@ class Run:
             raise CellStopped(f"{summary}, after --timeout {self.timed_out_s:g} s")
         if all(output.status == "stopped" for output in failed):
             raise CellStopped(summary)
-        raise CellFailed(summary)
+        raise CellFailed(summary, tuple(filter(self._has_failed_itself, self.ranks)))
+
+    def _has_failed_itself(self, rank: int) -> bool:
+        reply = self._parts[rank].reply
+        error = None if reply is None else reply.error
+        return error is not None and error.waited_for is None
 
     def cancel(self) -> None:
         """Stop the cell on all its ranks; those that have not begun it will not."""

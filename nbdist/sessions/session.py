@@ -395,6 +395,12 @@ class Session:
         if warning := uneven_ends(calls, run.ranks):
             run.notes.append(warning)
 
+    def name_way_out(self, run: Run) -> None:
+        """Add a note to *run* where a rank has died, and nothing is done about it by itself."""
+        dead = sorted(set(run.ranks) & set(self.dead_ranks))
+        if dead and self.is_alive and self.config.recover != "auto":
+            run.notes.append(self._way_out())
+
     def interrupt(self, run: Run) -> None:
         """Stop *run* on the ranks where it is not over; returns at once."""
         run.is_stopping = True
@@ -581,6 +587,15 @@ class Session:
         snapshot = snapshots(self._client, [rank], ANSWER_S).get(rank)
         return None if snapshot is None else snapshot.cell_id or ""
 
+    def ranks_with(self, name: str, timeout_s: float) -> tuple[int, ...]:
+        """Return the ranks that have a variable *name*, as far as they say so in *timeout_s*."""
+        if not self.is_alive or self._processes.is_lost:
+            return ()
+        answers = self._client.ask_all(
+            self.living_ranks, wire.NAME_REQUEST, {"name": name}, timeout_s
+        )
+        return tuple(rank for rank, content in sorted(answers.items()) if content.get("is_known"))
+
     def log_tail(self, rank: int, num_lines: int) -> str:
         """Return the last *num_lines* lines of the log of *rank*."""
         try:
@@ -599,14 +614,20 @@ class Session:
         self._unanswered.died(ranks)  # a fresh rank will not answer for them
         for run in list(self._runs.values()):
             for rank in ranks:
-                run.note_death(rank, self._processes.ending_of(rank), str(event.get("tail", "")))
+                self._note_death(run, rank, event)
 
     def note_death(self, run: Run, rank: int) -> None:
         """Tell *run* that *rank* is gone, or that another process has its place."""
         event = self._processes.exits.get(rank)
-        how = "ended before the cell did" if event is None else self._processes.ending_of(rank)
-        run.note_death(rank, how, "" if event is None else str(event.get("tail", "")))
+        if event is None:
+            run.note_death(rank, "ended before the cell did")
+        else:
+            self._note_death(run, rank, event)
         self._unanswered.answered(run.request.cell_id, rank)
+
+    def _note_death(self, run: Run, rank: int, event: Mapping[str, Any]) -> None:
+        tail, stack = str(event.get("tail", "")), str(event.get("stack", ""))
+        run.note_death(rank, self._processes.ending_of(rank), tail, stack)
 
     def stop_soon(self) -> None:
         """Have all ranks ended, and do not wait for it; a signal handler may call this."""

@@ -85,6 +85,17 @@ def line_of(stack: Sequence[Frame]) -> str:
     return _short((cells or users)[-1]) if users else ""
 
 
+def silence(stack: Sequence[Frame], overload: str) -> str:
+    """Say why a rank does not answer: it is busy in a C call, at this line, or gets no turn.
+
+    Args:
+        stack: Where it is, as far as that is known.
+        overload: What keeps it from running, if anything does.
+    """
+    users = [frame for frame in stack if _is_users(frame)]
+    return (overload or "busy in a C call") + (f" {_spot(users)}" if users else "")
+
+
 def occupation(ranks: tuple[int, ...], snapshot: Snapshot) -> Culprit:
     """Say what *ranks*, which have not ended the cell, do in place of what they are waited for."""
     if snapshot.label is None:

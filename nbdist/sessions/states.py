@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from nbdist import wire
 from nbdist.launchers.start import Processes
+from nbdist.sessions import dumps
+from nbdist.sessions.load import CpuSight, overload, sight_of
+from nbdist.sessions.stacks import silence
 from nbdist.sessions.transport import RankClient
 from nbdist.wire import Snapshot
 
@@ -44,8 +48,9 @@ def rank_states(client: RankClient, processes: Processes) -> list[RankState]:
     """
     ranks = range(processes.plan.nproc)
     living = [rank for rank in ranks if rank not in processes.exits and not processes.is_lost]
+    before = {rank: sight_of(processes.pids[rank]) for rank in living}
     answers = snapshots(client, living, ANSWER_S)
-    return [_state(rank, answers.get(rank), client, processes) for rank in ranks]
+    return [_state(rank, answers.get(rank), client, processes, before.get(rank)) for rank in ranks]
 
 
 def snapshots(client: RankClient, ranks: Iterable[int], timeout_s: float) -> dict[int, Snapshot]:
@@ -55,7 +60,11 @@ def snapshots(client: RankClient, ranks: Iterable[int], timeout_s: float) -> dic
 
 
 def _state(
-    rank: int, snapshot: Snapshot | None, client: RankClient, processes: Processes
+    rank: int,
+    snapshot: Snapshot | None,
+    client: RankClient,
+    processes: Processes,
+    before: CpuSight | None,
 ) -> RankState:
     pid = processes.pids[rank]
     if rank not in processes.exits and processes.is_controller_lost:
@@ -67,19 +76,22 @@ def _state(
     if snapshot is None and processes.blockage:
         return RankState(rank, pid, "out of reach", _resident_bytes(pid))
     if snapshot is None:
-        return RankState(rank, pid, f"no answer: {_why_silent(pid)}", _resident_bytes(pid))
+        why = _why_silent(pid, processes.folder.rank_stack(rank), before)
+        return RankState(rank, pid, f"no answer: {why}", _resident_bytes(pid))
     state = f"no cell, but busy: {snapshot.outside}" if snapshot.outside else "idle"
     if snapshot.label is not None:
         state = f"running {snapshot.label} for {snapshot.seconds:.0f} s"
     return RankState(rank, pid, state, _resident_bytes(pid), snapshot.gpu_bytes)
 
 
-def _why_silent(pid: int) -> str:
+def _why_silent(pid: int, stack: Path, before: CpuSight | None) -> str:
     try:
         is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
     except psutil.Error:
         return "it is gone"
-    return f"stopped by SIGSTOP (kill -CONT {pid})" if is_stopped else "busy in a C call"
+    if is_stopped:
+        return f"stopped by SIGSTOP (kill -CONT {pid})"
+    return silence(dumps.ask(pid, stack), overload(before, sight_of(pid)))
 
 
 def _resident_bytes(pid: int) -> int | None:

@@ -26,6 +26,7 @@ CulpritKind = Literal[
     "dead",
     "stopped",  # by SIGSTOP
     "silent",  # its control thread does not answer
+    "starved",  # nor here, where the machine does not let it run
     "mismatch",  # these ranks call different things
     "deadlock",  # these ranks wait for each other
     "absent",  # was not given the cell
@@ -191,7 +192,7 @@ class Diagnosis:
         kinds = dict.fromkeys(culprit.kind for culprit in self.culprits)
         if not kinds.keys() <= _HOPEFUL:  # in vain, as somebody else never comes
             kinds = dict.fromkeys(kind for kind in kinds if kind not in ("working", "elsewhere"))
-        stop = _STOP_OTHERS if kinds.keys() & {"silent", "stopped"} else _STOP
+        stop = _STOP_OTHERS if kinds.keys() & {"silent", "starved", "stopped"} else _STOP
         return (*(text for kind in kinds if (text := self._advice(kind))), stop)
 
     def _advice(self, kind: CulpritKind) -> str:
@@ -224,7 +225,7 @@ class Diagnosis:
         )
 
 
-_HOPEFUL = {"working", "elsewhere", "input", "silent", "stopped"}
+_HOPEFUL = {"working", "elsewhere", "input", "silent", "starved", "stopped"}
 _STOP = "The stop button ends the cell on every rank within a second and keeps all variables."
 _STOP_OTHERS = "The stop button frees all other ranks; every variable is kept."
 _ADVICE: dict[CulpritKind, str] = {
@@ -235,6 +236,8 @@ _ADVICE: dict[CulpritKind, str] = {
     "collectives.",
     "gave_up": "{who} will not come any more: the ranks of a group have to call the same "
     "collectives, also after an exception.",
+    "starved": "{who} will get on as soon as the machine has time: end what else computes there, "
+    "or use fewer ranks.",
     "dead": "`%dist recover` puts a fresh process in the place of {who}; the others keep all "
     "they have.",
     "mismatch": "With `guard=on` such calls raise on every rank before anything is sent.",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nbdist.launchers.host import available_cores
+from nbdist.launchers.host import available_cores, free_memory
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -95,3 +95,34 @@ def test_more_quota_than_cores_gives_the_cores(tmp_path: Path) -> None:
 
 def test_on_this_machine_there_is_a_core() -> None:
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def test_free_memory_is_what_the_machine_has_where_no_cgroup_limits_it(tmp_path: Path) -> None:
+    assert free_memory(tmp_path, available=5000) == 5000
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("0::/job", {"job/memory.max": "1000", "job/memory.current": "400"}),
+        ("0::/job", {"memory.max": "1000", "memory.current": "400", "job/memory.max": "max"}),
+        (
+            "4:memory:/job",
+            {
+                "memory/job/memory.limit_in_bytes": "1000",
+                "memory/job/memory.usage_in_bytes": "400",
+            },
+        ),
+    ],
+)
+def test_free_memory_is_what_the_limits_of_the_cgroups_leave(
+    tmp_path: Path, line: str, files: dict[str, str]
+) -> None:
+    in_mount = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+
+    write(tmp_path, {"proc/self/cgroup": line, **in_mount})
+
+    assert free_memory(tmp_path, available=5000) == 600

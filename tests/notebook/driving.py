@@ -101,10 +101,17 @@ class RunningCell:
 
     def until_shown(self, text: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Return when *text* has reached the page, printed or in a widget."""
-        for _ in self._messages(timeout_s):
-            if any(text in json.dumps(content, default=str) for _, content in self._outputs):
-                return
-        raise AssertionError(f"the cell ended without showing {text!r}: {self._outputs}")
+        messages = self._messages(timeout_s)
+        while not any(text in json.dumps(content, default=str) for _, content in self._outputs):
+            if next(messages, self) is self:
+                raise AssertionError(f"the cell ended without showing {text!r}: {self._outputs}")
+
+    def until_asked(self, times: int = 1, *, timeout_s: float = PATIENCE_S) -> None:
+        """Return when the user has been asked something, so many times in all."""
+        messages = self._messages(timeout_s)
+        while sum(kind == "input_request" for kind, _ in self._outputs) < times:
+            if next(messages, self) is self:
+                raise AssertionError(f"the cell ended without asking: {self._outputs}")
 
     def finish(self, *, timeout_s: float = PATIENCE_S) -> Cell:
         """Return the cell when both its reply and the kernel's "idle" are here."""
@@ -227,6 +234,10 @@ class Notebook:
         found = cell.reply["user_expressions"]["it"]
         assert found["status"] == "ok", found
         return ast.literal_eval(found["data"]["text/plain"])
+
+    def answer(self, text: str) -> None:
+        """Type *text* at the prompt that is open."""
+        self._client.input(text)
 
     def interrupt(self) -> None:
         """Press the stop button."""

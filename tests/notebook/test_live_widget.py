@@ -329,3 +329,18 @@ def test_a_cell_outside_the_main_thread_has_no_stop_button(
 
     assert presses == []
     assert "can_stop" not in page.batches[-1]
+
+
+def test_before_a_question_all_there_is_is_shown_however_short_the_cell(
+    view: WidgetView, page: Page
+) -> None:
+    print_on(view, 0, "a) train b) eval")
+    view.state(0, "asking", "waits for your answer")
+    view.show_all()
+    print_on(view, 0, "more")
+    view.show_all()
+
+    assert page.num_shown == 1
+    assert "a) train b) eval" in str(page.batches[0])
+    assert "'asking'" in str(page.batches[0])
+    assert "more" in str(page.batches[1])

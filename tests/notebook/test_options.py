@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdist.errors import NbdistError, UsageError
-from nbdist.notebook.options import CellOptions, cell_options, verb_parser
+from nbdist.notebook.options import CellOptions, cell_options, start_options, verb_parser
 
 PLAIN = CellOptions(None, None, noblock=False, timeout_s=None, local=False, fold=True, yes=False)
 
@@ -85,3 +85,38 @@ def test_verbs_take_ranks_where_they_are_wanted() -> None:
 def test_a_verb_that_takes_nothing_says_so() -> None:
     with pytest.raises(UsageError, match=r"Usage: %dist stop"):
         verb_parser("stop").read("now")
+
+
+# How ranks are to be started ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "overrides"),
+    [
+        ("", ()),
+        ("4", ("nproc=4",)),
+        ("-n 4", ("nproc=4",)),
+        ("seed=7 4 params.lr=3", ("seed=7", "params.lr=3", "nproc=4")),
+        ("-n 2 device=cpu -c f.yaml params.lr=3", ("device=cpu", "params.lr=3", "nproc=2")),
+        ("-g 0,1 device=cuda", ("device=cuda", "gpus=[0,1]")),
+        ("--num-processes 2 --gpu-ids 3,4", ("nproc=2", "gpus=[3,4]")),
+    ],
+)
+def test_numbers_flags_and_overrides_may_stand_in_any_order(
+    line: str, overrides: tuple[str, ...]
+) -> None:
+    assert start_options("start", line).overrides == overrides
+
+
+@pytest.mark.parametrize("line", ["4 -n 2", "4 5", "seed", "--foo 1", "4x"])
+def test_a_start_that_cannot_be_read_is_refused(line: str) -> None:
+    with pytest.raises(UsageError, match="Usage: %dist start"):
+        start_options("start", line)
+
+
+def test_a_missing_word_is_answered_with_the_usage() -> None:
+    parser = verb_parser("push")
+    parser.add_argument("names", nargs="+", metavar="NAME")
+
+    with pytest.raises(UsageError, match=r"Usage: %dist push NAME \[NAME ...\]"):
+        parser.read("")

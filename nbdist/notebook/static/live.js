@@ -21,12 +21,13 @@ const SPEAK_MS = 5000; // between two things said to a screen reader, failures e
 const STATES = {
   running: { sign: "▶\uFE0E", word: "running" },
   waiting: { sign: "◔", word: "waiting" },
+  asking: { sign: "?", word: "asking" },
   failed: { sign: "✗", word: "failed" },
   stopped: { sign: "■\uFE0E", word: "stopped" },
   done: { sign: "✓", word: "done" },
   dead: { sign: "☠\uFE0E", word: "dead" },
 };
-const IN_SUMMARY = ["failed", "dead", "waiting", "running", "stopped", "done"];
+const IN_SUMMARY = ["failed", "dead", "asking", "waiting", "running", "stopped", "done"];
 const IS_BAD = new Set(["failed", "dead"]);
 
 // Colours --------------------------------------------------------------------------------------
