@@ -8,7 +8,7 @@ Read in torch 2.13.0. `probe` says which of them this torch has; without some nb
     module reset      a DDP or FSDP2 module must be made anew after a failed step
     shared world      a script's init and destroy are torch's: the group is there once
 
-No other module of nbdist touches these names.
+No other module of nbdist touches these names; those of rpc are in `torch_rpc`.
 """
 
 from __future__ import annotations

@@ -146,24 +146,85 @@ def test_a_script_runs_three_times_in_one_cell_and_in_three(shop: Workshop) -> N
         assert list(shop.ends(shop.run(f"{SCRIPT}\nmain()")).result()) == [9.0] * 3
 
 
-@pytest.mark.parametrize("how", ["main", "tcp"])
-def test_rpc_finds_its_peers_after_a_destroy(shop: Workshop, how: str) -> None:
-    address = "env://" if how == "main" else "tcp://127.0.0.1:%d"
-    if how == "tcp":
-        address %= values(shop.session, "nbdist.free_port()", [0])[0]
-    code = f"""
+RPC = """
 from torch.distributed import rpc
-{DESTROY}
-options = rpc.TensorPipeRpcBackendOptions(init_method={address!r}, _transports=["uv"])
-rpc.init_rpc(f"w{{rank}}", rank=rank, world_size=3, rpc_backend_options=options)
-found = rpc.rpc_sync(f"w{{(rank + 1) % 3}}", torch.add, args=(torch.ones(1), rank))
+options = rpc.TensorPipeRpcBackendOptions(init_method="ADDRESS", _transports=["uv"])
+rpc.init_rpc(f"w{rank}", rank=rank, world_size=3, rpc_backend_options=options)
+found = rpc.rpc_sync(f"w{(rank + 1) % 3}", torch.add, args=(torch.ones(1), rank))
 rpc.shutdown()
 found.item()
 """
+
+
+def test_rpc_finds_its_peers_after_a_destroy_at_the_sessions_store(shop: Workshop) -> None:
     for _ in range(2):
-        assert values(shop.session, code) == [1.0, 2.0, 3.0]
-        if how == "tcp":
-            break
+        assert values(shop.session, DESTROY + RPC.replace("ADDRESS", "env://")) == [1.0, 2.0, 3.0]
+
+
+def test_rpc_hosts_a_store_of_its_own_where_it_names_one(shop: Workshop) -> None:
+    [port] = values(shop.session, "nbdist.free_port()", [0])
+
+    code = RPC.replace("ADDRESS", f"tcp://127.0.0.1:{port}")
+
+    assert values(shop.session, code) == [1.0, 2.0, 3.0]
+
+
+def test_another_master_port_is_the_scripts_own(shop: Workshop) -> None:
+    [port] = values(shop.session, "nbdist.free_port()", [0])
+    here = f"before = os.environ['MASTER_PORT']; os.environ['MASTER_PORT'] = '{port}'"
+    code = RPC.replace("ADDRESS", "env://")
+
+    assert values(shop.session, f"{here}{code}") == [1.0, 2.0, 3.0]
+    values(shop.session, "os.environ['MASTER_PORT'] = before")
+
+
+def test_a_fresh_rank_finds_the_others_by_rpc(shop: Workshop) -> None:
+    code = RPC.replace("ADDRESS", "env://")
+    assert values(shop.session, code) == [1.0, 2.0, 3.0]
+    shop.ends(shop.run("if rank == 1: os._exit(3)"))
+
+    shop.recovers()
+
+    assert values(shop.session, code) == [1.0, 2.0, 3.0]
+
+
+OWN_WORLD = """
+import os, sys, torch, torch.distributed as dist
+def work(rank):
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    t = torch.ones(1) * (rank + 1)
+    dist.all_reduce(t)
+    dist.destroy_process_group()
+    os._exit(int(t.item()))
+"""
+
+
+def test_processes_that_a_rank_starts_make_their_own_group(shop: Workshop) -> None:
+    run_script = (
+        "import subprocess\n"
+        f"script = {OWN_WORLD!r} + 'work(int(sys.argv[1]))'\n"
+        "env = dict(os.environ, MASTER_PORT=str(nbdist.free_port()))\n"
+        "args = [sys.executable, '-c', script]\n"
+        "started = [subprocess.Popen([*args, str(i)], env=env) for i in range(2)]\n"
+        "[one.wait(30) for one in started]"
+    )
+
+    assert values(shop.session, f"import sys\n{run_script}") == [[3, 3]] * 3
+
+
+def test_processes_that_a_rank_forks_make_their_own_group(shop: Workshop) -> None:
+    fork = (
+        f"import multiprocessing as mp\n{OWN_WORLD}\n"
+        "before = os.environ['MASTER_PORT']\n"
+        "os.environ['MASTER_PORT'] = str(nbdist.free_port())\n"
+        "started = [mp.Process(target=work, args=(i,)) for i in range(2)]\n"
+        "[one.start() for one in started]\n"
+        "[one.join(30) for one in started]\n"
+        "os.environ['MASTER_PORT'] = before\n"
+        "[one.exitcode for one in started]"
+    )
+
+    assert values(shop.session, fork) == [[3, 3]] * 3
 
 
 def test_the_group_comes_back_without_the_help_of_ranks_in_another_cell(shop: Workshop) -> None:
