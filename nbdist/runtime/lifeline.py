@@ -85,6 +85,7 @@ class Lifeline:
             self._forget_waiter,
             torch_private.wrap_group_maker(self._watched),
             torch_private.replace_connect(self._connect),
+            torch_private.replace_store_waits(self._waiting.apart_from_groups),
             torch_private.watch_ddp(self._ddp_modules.add),
         ]
 

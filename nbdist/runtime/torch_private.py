@@ -17,6 +17,7 @@ import functools
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -254,6 +255,42 @@ def replace_connect(around: Callable[[Callable[[], None]], None]) -> Callable[[]
         changed.__init__ = original
 
     return undo
+
+
+#: What waits for another process by way of a store. PrefixStore and the others inherit from Store.
+_STORE_WAITS = (
+    *((c10d.Store, name) for name in ("get", "wait", "barrier", "multi_get", "queue_pop")),
+    (TCPStore, "__init__"),
+    (_native.FileStore, "__init__"),
+)
+
+
+def replace_store_waits(around: Callable[[Callable[[], object]], None]) -> Callable[[], None]:
+    """Have the main thread wait on every store inside *around*; return what ends that."""
+    rpc: Any = getattr(torch._C, "_distributed_rpc", None)
+    agent = getattr(rpc, "TensorPipeAgent", None)
+    waits = [*_STORE_WAITS, *((agent, name) for name in ("__init__", "join") if agent is not None)]
+    originals = [(kind, name, getattr(kind, name)) for kind, name in waits if hasattr(kind, name)]
+    for kind, name, original in originals:
+        setattr(kind, name, _waited_for(original, around))
+
+    def undo() -> None:
+        for kind, name, original in originals:
+            setattr(kind, name, original)
+
+    return undo
+
+
+def _waited_for(original: Kernel, around: Callable[[Callable[[], object]], None]) -> Kernel:
+    @functools.wraps(original)
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return original(*args, **kwargs)
+        found: list[Any] = []
+        around(lambda: found.append(original(*args, **kwargs)))
+        return found[0]
+
+    return wait
 
 
 def consumer_of_work(frame: Any) -> Literal["python", "reducer", "native"]:
