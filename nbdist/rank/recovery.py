@@ -33,6 +33,7 @@ from nbdist.runtime.guard import Guard, Mode
 from nbdist.runtime.guard_mode import set_current
 from nbdist.runtime.lifeline import Lifeline
 from nbdist.runtime.rescue import Rescue
+from nbdist.runtime.session_group import SessionGroup
 from nbdist.runtime.table import Table
 from nbdist.wire import AgentSpec, GroupCall
 
@@ -75,6 +76,7 @@ class Recovery:
         # Of its own: an abort cuts the store that the groups use.
         self._meeting_store = lifeline.meeting_store(*store_address, self._timeout)
         self._support = torch_private.probe()
+        self._group = SessionGroup(_say, lambda: self._address)
         self._aborted_before: str | None = None
         self._is_half_built = False
         self._is_unsettled = False
@@ -102,6 +104,7 @@ class Recovery:
                 (support.abort, "a rank that is stuck in a native collective cannot be freed"),
                 (support.rebuild, "process groups cannot be made anew in place"),
                 (support.reset, "DDP and FSDP2 modules cannot be reset after a failed step"),
+                (support.share, "a script cannot make and destroy a process group of its own"),
             )
             if not is_there
         ]
@@ -128,6 +131,7 @@ class Recovery:
             self._make_world(torch_private.prefix_store(f"gen{generation}", store), device)
             dist.all_reduce(torch.ones(1, device=device))
             self.guard.take_counts()
+            self._share_group()
             return
         agreed = self.guard.resync(self._meeting_store, meeting, is_broken=True)
         self.lifeline.join(
@@ -139,11 +143,17 @@ class Recovery:
             group_count=agreed.group_count,
         )
         self.guard.rebuilt()
+        self._share_group()
+
+    def _share_group(self) -> None:
+        if self._support.share:
+            self._group.install()
 
     def _leave(self) -> None:
         """In a process that this rank has forked: it is none, and says nothing to the others."""
         self.guard.set_mode("off")
         self.lifeline.leave()
+        self._group.leave()
 
     def _make_world(self, store: Any, device: torch.device) -> None:
         dist.init_process_group(
@@ -154,6 +164,7 @@ class Recovery:
             timeout=self._timeout,
             device_id=None if device.type == "cpu" else device,
         )
+        torch_private.call_by_backend(torch_private.living_groups()[0])
 
     def _open_store(self) -> Any:
         return self.lifeline.open_store(*self._address, self._timeout)
@@ -162,6 +173,7 @@ class Recovery:
 
     def begin(self) -> None:
         """Say that a cell begins."""
+        self._group.put_back()  # a thread may have destroyed it since the last cell
         self._aborted_before = self.lifeline.aborted
         met = self.guard.cancellation()
         # Not what fails meanwhile: another rank may have been quicker to begin, and to fail.
@@ -181,6 +193,7 @@ class Recovery:
             # A DataLoader's does, for each worker that has died. Half told, nobody would be freed.
             return self._conclude(failure or exc, was_told_to_stop)
         finally:
+            self._group.put_back()
             self._ended_at = time.monotonic_ns()
             self.guard.trace.end_cell()
 
@@ -335,6 +348,10 @@ def _is_raised_by_user(failure: BaseException) -> bool:
     code = step.tb_frame.f_code
     is_raise = code.co_code[step.tb_lasti] == _RAISE
     return is_raise and not code.co_filename.startswith(_BELOW)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - under the cell, as its own output
 
 
 def _first_line(failure: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Let the ranks agree to go on after a failure.
 
     every rank: its numbers, how many of its calls went native, ──▶ store ──▶ the highest numbers,
-                how many groups it has made                                   which groups differ
+                how many groups it has made,                                  which groups differ
+                how often it has met others by rpc
 
 Uses no process group. What was cancelled before is over afterwards.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbdist.errors import CollectiveTimeout
-from nbdist.runtime import torch_private
+from nbdist.runtime import torch_private, torch_rpc
 from nbdist.runtime.known_groups import KnownGroups
 from nbdist.runtime.meeting import StoreLike, wait_for_key
 from nbdist.runtime.messages import Messages
@@ -80,6 +81,7 @@ class Agreement:
         group_count = max(state["groups"] for state in states)
         if torch_private.living_groups():  # a fresh rank's first is the world, named as theirs was
             torch_private.set_group_count(group_count)
+        torch_rpc.go_on_after([state["rpc"] for state in states])
         self._outlook.agree(max(state["cut"] for state in states))
         return Resync(damaged, any(state["broken"] for state in states), group_count)
 
@@ -88,8 +90,8 @@ class Agreement:
         slots = [(group.key, group.slot, group.me) for group in self._groups.guarded()]
         slots += [(c.slot.key, c.slot, c.me) for c in self._messages.channels()]
         entries = {key.to_text(): [slot.seq(me), slot.issued(me)] for key, slot, me in slots}
-        made = torch_private.group_count()
-        return {"cut": self._table.epoch, "slots": entries, "groups": made}
+        made = {"groups": torch_private.group_count(), "rpc": torch_rpc.counts()}
+        return {"cut": self._table.epoch, "slots": entries, **made}
 
     def _read(self, store: StoreLike, key: str, rank: int, cut: int) -> dict[str, Any]:
         def look() -> None:

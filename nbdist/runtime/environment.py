@@ -22,7 +22,7 @@ from nbdist.runtime.slurm import is_slurm_rank, job_port, read_number, read_plac
 
 Source = Literal["torchrun", "slurm", "alone", "nbdist"]
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _from_torchrun(env: Mapping[str, str]) -> RankEnvironment:
     _check_rank(rank, world_size)
     if world_size > 1:
         _require_master(env)
-    is_one_host = world_size == 1 or env.get("MASTER_ADDR") in _LOOPBACK
+    is_one_host = world_size == 1 or env.get("MASTER_ADDR") in LOOPBACK
     local_rank = _read_local(env, "LOCAL_RANK", rank if is_one_host else None)
     local_world_size = _read_local(env, "LOCAL_WORLD_SIZE", world_size if is_one_host else None)
     if local_rank >= local_world_size:

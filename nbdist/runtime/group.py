@@ -27,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from nbdist.config import Config
 from nbdist.errors import SetupError, did_you_mean
+from nbdist.runtime import torch_private
 from nbdist.runtime.device import assign_device, count_gpus, get_device
 from nbdist.runtime.environment import (
     RankEnvironment,
@@ -107,6 +108,9 @@ def setup(cfg: Any = None) -> GroupInfo:
         SetupError: The environment is half set, a device is missing, or the ranks did not meet.
     """
     if initialized():
+        return _describe()
+    if torch_private.is_world_aside():  # destroyed by a script, and the session's all the same
+        dist.init_process_group()
         return _describe()
     environment = read_environment(os.environ)
     settings = GroupSettings.from_config(cfg)

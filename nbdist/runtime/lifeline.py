@@ -92,6 +92,7 @@ class Lifeline:
             self._forget_waiter,
             torch_private.wrap_group_maker(self._watched),
             torch_private.replace_connect(self._connect),
+            torch_private.replace_store_waits(self._waiting.apart_from_groups),
             torch_private.watch_ddp(self._ddp_modules.add),
         ]
 
@@ -137,7 +138,7 @@ class Lifeline:
 
     @property
     def connecting_s(self) -> float:
-        """How long a group has been in the making; 0 where none is."""
+        """How long a group, or a backend, has been in the making; 0 where none is."""
         return max(0.0, time.monotonic() - self._connects_since)
 
     def raise_if_aborted(self) -> None:
@@ -326,20 +327,31 @@ class Lifeline:
                 answer_listeners(new_sockets(self._before), size * ADDRESSES_OF_A_MEMBER)
             self.abort("The making of a group was interrupted.", generation=self.generation)
 
-        self._waiting.apart(connect, left)
+        with self._connecting():  # rpc connects a backend that is no group's
+            self._waiting.apart(connect, left)
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
         """Take the sockets that appear inside for those of groups and stores."""
         before = all_sockets()
         with self._lock:
-            self._before, self._connects_since = before, time.monotonic()
+            self._before = before
+        try:
+            with self._connecting():
+                yield
+        finally:
+            with self._lock:
+                self._before = None
+                self._sockets |= new_sockets(before)
+
+    @contextlib.contextmanager
+    def _connecting(self) -> Iterator[None]:
+        """Say since when a connection is in the making."""
+        outer, self._connects_since = self._connects_since, time.monotonic()
         try:
             yield
         finally:
-            with self._lock:
-                self._before, self._connects_since = None, math.inf
-                self._sockets |= new_sockets(before)
+            self._connects_since = outer
 
 
 def _let_go(groups: list[ProcessGroup]) -> None:

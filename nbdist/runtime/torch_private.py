@@ -6,8 +6,9 @@ Read in torch 2.13.0. `probe` says which of them this torch has; without some nb
     socket abort      a rank stuck in a native call ends only when its process is replaced
     in-place rebuild  after an abort only `%dist restart` gives working groups again
     module reset      a DDP or FSDP2 module must be made anew after a failed step
+    shared world      a script's init and destroy are torch's: the group is there once
 
-No other module of nbdist touches these names.
+No other module of nbdist touches these names; those of rpc are in `torch_rpc`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import functools
 import inspect
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -63,6 +65,7 @@ class Support:
         abort: The sockets of a group can be told from others, and shut down.
         rebuild: Another group can stand in for one that is broken.
         reset: DDP and FSDP2 modules can be made to forget a half-done step.
+        share: The world can be put aside and back, and torch's own makers of it be replaced.
         missing: The names that are not there.
     """
 
@@ -71,6 +74,7 @@ class Support:
     abort: bool
     rebuild: bool
     reset: bool
+    share: bool
     missing: tuple[str, ...] = ()
 
 
@@ -89,6 +93,7 @@ def probe(names: Sequence[tuple[str, str]] | None = None) -> Support:
         abort="abort" not in lacking and Path("/proc/self/fd").is_dir(),
         rebuild=not {"guard", "rebuild"} & lacking,
         reset="reset" not in lacking,
+        share="share" not in lacking,
         missing=tuple(name for _, name in missing),
     )
 
@@ -120,6 +125,9 @@ def _wanted() -> list[tuple[str, str]]:
         ("reset", "distributed.fsdp.FSDPModule.reset_iter_state"),
         ("reset", "distributed.fsdp.FSDPModule._get_fsdp_state"),
         ("reset", "distributed._composable_state._module_state_mapping"),
+        *(("share", f"distributed.distributed_c10d._world.{book}") for book in _BOOKS),
+        ("share", "distributed.distributed_c10d._update_default_pg"),
+        ("share", "distributed.rendezvous._create_c10d_store"),
     ]
 
 
@@ -131,8 +139,10 @@ def _exists(name: str) -> bool:
         return _is_defined_by_fsdp(name.rpartition(".")[2])
     found: Any = torch
     for part in name.split("."):
+        # By its name first: `torch.distributed.rendezvous` is a function of the module called so.
+        module = sys.modules.get(f"{getattr(found, '__name__', '')}.{part}")
         try:
-            found = getattr(found, part)
+            found = module or getattr(found, part)
         except (AttributeError, RuntimeError):
             return False
     return True
@@ -252,6 +262,42 @@ def replace_connect(around: Callable[[Callable[[], None], int], None]) -> Callab
     return undo
 
 
+#: What waits for another process by way of a store. PrefixStore and the others inherit from Store.
+_STORE_WAITS = (
+    *((c10d.Store, name) for name in ("get", "wait", "barrier", "multi_get", "queue_pop")),
+    (TCPStore, "__init__"),
+    (_native.FileStore, "__init__"),
+)
+
+
+def replace_store_waits(around: Callable[[Callable[[], object]], None]) -> Callable[[], None]:
+    """Have the main thread wait on every store inside *around*; return what ends that."""
+    rpc: Any = getattr(torch._C, "_distributed_rpc", None)
+    agent = getattr(rpc, "TensorPipeAgent", None)
+    waits = [*_STORE_WAITS, *((agent, name) for name in ("__init__", "join") if agent is not None)]
+    originals = [(kind, name, getattr(kind, name)) for kind, name in waits if hasattr(kind, name)]
+    for kind, name, original in originals:
+        setattr(kind, name, _waited_for(original, around))
+
+    def undo() -> None:
+        for kind, name, original in originals:
+            setattr(kind, name, original)
+
+    return undo
+
+
+def _waited_for(original: Kernel, around: Callable[[Callable[[], object]], None]) -> Kernel:
+    @functools.wraps(original)
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            return original(*args, **kwargs)
+        found: list[Any] = []
+        around(lambda: found.append(original(*args, **kwargs)))
+        return found[0]
+
+    return wait
+
+
 def consumer_of_work(frame: Any) -> Literal["python", "reducer", "native"]:
     """Say who waits for the work of a collective that was called from *frame*.
 
@@ -311,26 +357,35 @@ def is_blocking_message(frame: Any) -> bool:
 
 
 def living_groups() -> list[ProcessGroup]:
-    """Return the groups that this process is in, the world first, the others as they were made."""
-    world = c10d.GroupMember.WORLD
-    groups = [group for group in c10d._world.pg_map if group is not world]
+    """Return the groups that this process is in, the world first, the others as they were made.
+
+    Those that were put aside are among them.
+    """
+    world = default_group()
+    groups = [group for group in _book("pg_map") if group is not world]
     return groups if world is None else [world, *groups]
 
 
+def default_group() -> ProcessGroup | None:
+    """Return the group of all ranks, also while it is put aside; ``None`` where there is none."""
+    world = c10d.GroupMember.WORLD
+    return _aside.world if world is None and _aside is not None else world
+
+
 def is_living(group: ProcessGroup) -> bool:
-    """Say whether *group* has not been destroyed."""
-    return group in c10d._world.pg_map
+    """Say whether *group* has not been destroyed; one that was put aside has not."""
+    return group in _book("pg_map")
 
 
 def group_ranks(group: ProcessGroup) -> tuple[int, ...] | None:
     """Return the ranks of *group* in the world in its order; ``None`` for a group unknown here."""
-    ranks = c10d._world.pg_group_ranks.get(group)
+    ranks = _book("pg_group_ranks").get(group)
     return None if ranks is None else tuple(sorted(ranks, key=ranks.__getitem__))
 
 
 def group_backends(group: ProcessGroup) -> dict[str, str]:
     """Return the backend of each device type: ``{"cpu": "gloo"}``; empty where unknown."""
-    config = c10d._world.pg_backend_config.get(group, "")
+    config = _book("pg_backend_config").get(group, "")
     pairs = (pair.partition(":") for pair in str(config).split(",") if pair)
     return {device: backend.lower() for device, _, backend in pairs}
 
@@ -339,6 +394,12 @@ def group_timeout(group: ProcessGroup, device: torch.device) -> timedelta:
     """Return after which time a call of *group* fails."""
     timeout: timedelta = group._get_backend(device).options._timeout
     return timeout
+
+
+def set_group_timeout(native: ProcessGroup, timeout: timedelta) -> None:
+    """Let the calls that go to *native* fail after *timeout*."""
+    for device in native._device_types:
+        native._get_backend(device)._set_default_timeout(timeout)
 
 
 def group_count() -> int:
@@ -388,7 +449,7 @@ def add_backend(fresh: ProcessGroup, group: ProcessGroup, name: str, backend: An
     """Let *backend*, called *name*, carry in *fresh* the devices that such a one has in *group*."""
     backend.options.group_name = group.group_name
     backend.options.global_ranks_in_group = (
-        [] if group is c10d.GroupMember.WORLD else list(group_ranks(group) or ())
+        [] if group is default_group() else list(group_ranks(group) or ())
     )
     backend._set_sequence_number_for_group()
     kind = getattr(ProcessGroup.BackendType, name.upper())
@@ -455,6 +516,120 @@ def replay_group(
         group_desc=description,
     )
     c10d._world.pg_group_ranks[group] = {rank: index for index, rank in enumerate(ranks)}
+    call_by_backend(group)
+
+
+def call_by_backend(group: ProcessGroup) -> None:
+    """Let `dist.get_backend` of *group* be what scripts compare with: ``gloo``, not ``cpu:gloo``.
+
+    Where devices have different backends torch's own name stays: groups made from this one take
+    their backends from it, and should carry both.
+    """
+    backends = set(group_backends(group).values())
+    if len(backends) == 1:
+        c10d._world.pg_map[group] = (c10d.Backend(backends.pop()), c10d._world.pg_map[group][1])
+
+
+# The world, put aside ---------------------------------------------------------------------------
+
+#: What torch forgets of its groups when the world is destroyed; the native groups are none of it.
+_BOOKS = (
+    *("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config"),
+    *("pg_to_tag", "tags_to_pg", "pg_coalesce_state"),
+)
+
+
+@dataclass(frozen=True)
+class _Aside:
+    """What torch knew of its groups: there is one such memory in a process, as torch's."""
+
+    world: ProcessGroup
+    books: dict[str, dict[Any, Any]]
+    communicators: list[Any]
+
+
+_aside: _Aside | None = None
+
+
+def _book(name: str) -> dict[Any, Any]:
+    books: dict[Any, Any] = getattr(c10d._world, name)
+    return books if _aside is None else {**_aside.books[name], **books}
+
+
+def is_world_aside() -> bool:
+    """Say whether torch takes its groups for destroyed, and they are not."""
+    return _aside is not None
+
+
+def put_world_aside() -> None:
+    """Let torch take all its groups for destroyed, and end none of them.
+
+    They keep their names, and torch goes on counting: no name is given twice.
+    """
+    global _aside
+    world = c10d.GroupMember.WORLD
+    if world is None:
+        return
+    books = {name: dict(getattr(c10d._world, name)) for name in _BOOKS}
+    _aside = _Aside(world, books, list(c10d._world.comms))
+    for name in _BOOKS:
+        getattr(c10d._world, name).clear()
+    c10d._world.comms.clear()
+    c10d._update_default_pg(None)
+
+
+def put_world_back() -> None:
+    """Let torch know again what was put aside."""
+    global _aside
+    if _aside is None:
+        return
+    for name, book in _aside.books.items():
+        getattr(c10d._world, name).update(book)
+    c10d._world.comms.extend(_aside.communicators)
+    c10d._update_default_pg(_aside.world)
+    _aside = None
+
+
+def replace_function(name: str, changed: Callable[[Kernel], Kernel]) -> Callable[[], None]:
+    """Put *changed* of `dist.<name>` in its place wherever it was imported; return the undoing."""
+    original = getattr(c10d, name)
+    replacement = functools.wraps(original)(changed(original))
+    places = [
+        m for m in list(sys.modules.values()) if getattr(m, "__dict__", {}).get(name) is original
+    ]
+
+    def put(function: Kernel) -> None:
+        for module in places:
+            setattr(module, name, function)
+
+    put(replacement)
+    return functools.partial(put, original)
+
+
+def replace_store_maker(is_kept: Callable[[str, int], bool]) -> Callable[[], None]:
+    """Have rendezvous look for a store where *is_kept*, and host one elsewhere as it does.
+
+    ``TORCHELASTIC_USE_AGENT_STORE`` would mean all addresses, and the processes that a rank starts.
+    """
+    # Not by import: `torch.distributed.rendezvous` is a function of the module called so.
+    rendezvous: Any = sys.modules["torch.distributed.rendezvous"]
+    original = rendezvous._create_c10d_store
+
+    @functools.wraps(original)
+    def make(hostname: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        if not is_kept(hostname, port):
+            return original(hostname, port, *args, **kwargs)
+        timeout = (
+            inspect.signature(original).bind(hostname, port, *args, **kwargs).arguments["timeout"]
+        )
+        return open_store(hostname, port, timeout)
+
+    rendezvous._create_c10d_store = make
+
+    def undo() -> None:
+        rendezvous._create_c10d_store = original
+
+    return undo
 
 
 # Modules ----------------------------------------------------------------------------------------

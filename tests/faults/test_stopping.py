@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from nbdist.errors import SessionError
 from tests.faults.driving import PROMPT_S, Workshop
 from tests.faults.test_raising import CALLS
 from tests.processes import describe, wait_for_end
-from tests.sessions.driving import pids, statuses, values
+from tests.sessions.driving import pids, printed, statuses, values
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks
@@ -114,6 +115,42 @@ def test_a_recv_from_anybody_takes_no_later_message(shop: Workshop) -> None:
         shop.stops(run)
         shop.works()
         shop.works()
+
+
+# On a store --------------------------------------------------------------------------------------
+
+MINE = "store = dist.TCPStore('127.0.0.1', 0, 1, True)\n"
+STORE_WAITS = {
+    "TCPStore": "dist.TCPStore('127.0.0.1', nbdist.free_port(), 2, False)",
+    "TCPStore that waits for workers": "dist.TCPStore('127.0.0.1', 0, 2, True)",
+    "get": f"{MINE}store.get('no')",
+    "wait": f"{MINE}store.wait(['no'])",
+    "barrier": f"{MINE}store.barrier('all', 2)",
+    "multi_get": f"{MINE}store.multi_get(['no'])",
+    "prefix": f"{MINE}dist.PrefixStore('p', store).get('no')",
+    "session's": "dist.PrefixStore('p', dist.distributed_c10d._get_default_store()).get('no')",
+    "file": "import tempfile\nstore = dist.FileStore(tempfile.mktemp(), 2)\nstore.get('no')",
+    "rendezvous": (
+        "next(dist.rendezvous(f'tcp://127.0.0.1:{nbdist.free_port()}', rank=1, world_size=2))"
+    ),
+    "init_rpc": (
+        "from torch.distributed import rpc\n"
+        "at = f'tcp://127.0.0.1:{nbdist.free_port()}'\n"
+        "options = rpc.TensorPipeRpcBackendOptions(init_method=at, _transports=['uv'])\n"
+        "rpc.init_rpc('w', rank=0, world_size=2, rpc_backend_options=options)"
+    ),
+}
+
+
+@pytest.mark.parametrize("wait", STORE_WAITS.values(), ids=STORE_WAITS.keys())
+def test_a_wait_on_a_store_that_nobody_answers(shop: Workshop, wait: str) -> None:
+    run = shop.run(wait)
+    shop.wait_until_within(run, shop.all)
+    time.sleep(0.5)  # until it has asked, with luck; right at any moment
+
+    shop.stops(run)
+
+    assert [printed(run, rank) for rank in shop.all] == [""] * 3
 
 
 # Each rank in something else ---------------------------------------------------------------------

@@ -1,0 +1,317 @@
+"""A script makes and destroys its process group, and the session has its own afterwards.
+
+The workshop's objects (DDP, FSDP2, meshes, sub-groups) work on after each case: see `driving`.
+"""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.faults.driving import PROMPT_S, Workshop
+from tests.sessions.driving import error, printed, statuses, values
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.ranks
+
+DESTROY = "dist.destroy_process_group()"
+WHO = {"all": "True", "some": "rank > 0", "one": "rank == 1"}
+JOINED = "init_process_group: joined nbdist's group of 3 ranks, cpu:gloo\n"
+BACK = "destroy_process_group: nbdist's group of 3 ranks is back for the next cell\n"
+SCRIPT = """
+def main():
+    dist.init_process_group("gloo")
+    t = torch.ones(1) * dist.get_rank()
+    dist.all_reduce(t)
+    group = dist.new_group([0, 1, 2])
+    dist.all_reduce(t, group=group)
+    dist.destroy_process_group()
+    return t.item()
+"""
+
+
+# Joining ------------------------------------------------------------------------------------------
+
+
+def test_a_script_joins_the_group_that_is_there(shop: Workshop) -> None:
+    run = shop.ends(shop.run('dist.init_process_group("gloo")\ndist.get_world_size()'))
+
+    assert statuses(run) == ["ok"] * 3
+    assert [printed(run, rank) for rank in range(3)] == [JOINED] * 3
+
+
+def test_joining_waits_for_nobody(shop: Workshop) -> None:
+    run = shop.ends(shop.run("dist.init_process_group(); dist.is_initialized()", [1]))
+
+    assert list(run.result()) == [True]
+
+
+def test_what_a_script_asks_for_and_does_not_get_is_named(shop: Workshop) -> None:
+    asked = "init_method='tcp://127.0.0.1:29501', device_id=torch.device('cpu')"
+
+    run = shop.ends(shop.run(f"dist.init_process_group('gloo', {asked})"))
+
+    assert printed(run) == JOINED.replace("\n", "; not used: init_method, device_id\n")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("world_size=8", "world_size is 8, but nbdist's group has 3 ranks"),
+        ("rank=7 - rank, world_size=3", "rank is 6, but this is rank 1"),
+        ("'nccl'", "backend is 'nccl', but nbdist's group has cpu:gloo"),
+        ("init_method='tcp://h:1?rank=5&world_size=3'", "rank is 5, but this is rank 1"),
+    ],
+)
+@pytest.mark.parametrize("before", ["", DESTROY + "; "], ids=["up", "destroyed"])
+def test_what_contradicts_the_group_is_refused_on_each_rank(
+    shop: Workshop, before: str, asked: str, said: str
+) -> None:
+    run = shop.ends(shop.run(f"{before}dist.init_process_group({asked})"))
+
+    assert [error(run, rank).ename for rank in range(3)] == ["ValueError"] * 3
+    assert said in error(run, 1).evalue
+
+
+def test_a_timeout_holds_until_the_group_is_destroyed_also_after_a_rebuild(shop: Workshop) -> None:
+    ask = (
+        "from nbdist.runtime.hooks import hooks\n"
+        "native = hooks.in_use(dist.group.WORLD)\n"
+        "native._get_backend(torch.device('cpu')).options._timeout.total_seconds()"
+    )
+    set_it = "import datetime\ndist.init_process_group(timeout=datetime.timedelta(seconds=77))"
+    [before, *_] = values(shop.session, ask)
+
+    shop.ends(shop.run(set_it)).raise_failure()
+    assert values(shop.session, ask) == [77.0] * 3
+    shop.ends(shop.run("if rank == 0: raise ValueError('the bug')\nw = dist.barrier()"))
+    assert values(shop.session, ask) == [77.0] * 3
+    shop.ends(shop.run(DESTROY)).raise_failure()
+
+    assert values(shop.session, ask) == [before] * 3
+
+
+def test_the_backend_is_called_what_scripts_compare_with(shop: Workshop) -> None:
+    code = "g = dist.new_group([0, 1, 2])\ndist.monitored_barrier(g)\ndist.monitored_barrier()\n"
+
+    assert (
+        values(shop.session, f"{code}[dist.get_backend(), dist.get_backend(g)]")
+        == [["gloo", "gloo"]] * 3
+    )
+
+
+# Destroying ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_who_has_destroyed_the_group_has_it_again_in_the_next_cell(
+    shop: Workshop, who: str
+) -> None:
+    run = shop.ends(shop.run(f"if {WHO[who]}: {DESTROY}; assert not dist.is_initialized()"))
+
+    assert statuses(run) == ["ok"] * 3
+    assert printed(run, 1) == BACK
+    assert printed(run, 0) == (BACK if who == "all" else "")
+
+
+AGAIN = {
+    "init_process_group": "dist.init_process_group('gloo')",
+    "setup": "nbdist.setup()",
+    "mesh": "from torch.distributed.device_mesh import init_device_mesh\n"
+    "m = init_device_mesh('cpu', (3,)); dist.all_reduce(torch.ones(1), group=m.get_group())",
+}
+
+
+@pytest.mark.parametrize("how", AGAIN)
+@pytest.mark.parametrize("who", WHO)
+def test_after_a_destroy_the_group_can_be_joined_at_once(
+    shop: Workshop, how: str, who: str
+) -> None:
+    code = f"if {WHO[who]}: {DESTROY}\n{AGAIN[how]}\nt = torch.ones(1); dist.all_reduce(t)"
+    began = time.monotonic()
+
+    run = shop.ends(shop.run(f"{code}\nt.item()"))
+
+    assert list(run.result()) == [3.0] * 3
+    assert time.monotonic() - began < PROMPT_S
+
+
+def test_a_script_runs_three_times_in_one_cell_and_in_three(shop: Workshop) -> None:
+    run = shop.ends(shop.run(f"{SCRIPT}\n[main(), main(), main()]"))
+    assert list(run.result()) == [[9.0] * 3] * 3
+    assert printed(run) == JOINED * 3 + BACK
+
+    for _ in range(3):
+        assert list(shop.ends(shop.run(f"{SCRIPT}\nmain()")).result()) == [9.0] * 3
+
+
+RPC = """
+from torch.distributed import rpc
+options = rpc.TensorPipeRpcBackendOptions(init_method="ADDRESS", _transports=["uv"])
+rpc.init_rpc(f"w{rank}", rank=rank, world_size=3, rpc_backend_options=options)
+found = rpc.rpc_sync(f"w{(rank + 1) % 3}", torch.add, args=(torch.ones(1), rank))
+rpc.shutdown()
+found.item()
+"""
+
+
+def test_rpc_finds_its_peers_after_a_destroy_at_the_sessions_store(shop: Workshop) -> None:
+    for _ in range(2):
+        assert values(shop.session, DESTROY + RPC.replace("ADDRESS", "env://")) == [1.0, 2.0, 3.0]
+
+
+def test_rpc_hosts_a_store_of_its_own_where_it_names_one(shop: Workshop) -> None:
+    [port] = values(shop.session, "nbdist.free_port()", [0])
+
+    code = RPC.replace("ADDRESS", f"tcp://127.0.0.1:{port}")
+
+    assert values(shop.session, code) == [1.0, 2.0, 3.0]
+
+
+def test_another_master_port_is_the_scripts_own(shop: Workshop) -> None:
+    [port] = values(shop.session, "nbdist.free_port()", [0])
+    here = f"before = os.environ['MASTER_PORT']; os.environ['MASTER_PORT'] = '{port}'"
+    code = RPC.replace("ADDRESS", "env://")
+
+    assert values(shop.session, f"{here}{code}") == [1.0, 2.0, 3.0]
+    values(shop.session, "os.environ['MASTER_PORT'] = before")
+
+
+def test_a_fresh_rank_finds_the_others_by_rpc(shop: Workshop) -> None:
+    code = RPC.replace("ADDRESS", "env://")
+    assert values(shop.session, code) == [1.0, 2.0, 3.0]
+    shop.ends(shop.run("if rank == 1: os._exit(3)"))
+
+    shop.recovers()
+
+    assert values(shop.session, code) == [1.0, 2.0, 3.0]
+
+
+OWN_WORLD = """
+import os, sys, torch, torch.distributed as dist
+def work(rank):
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    t = torch.ones(1) * (rank + 1)
+    dist.all_reduce(t)
+    dist.destroy_process_group()
+    os._exit(int(t.item()))
+"""
+
+
+def test_processes_that_a_rank_starts_make_their_own_group(shop: Workshop) -> None:
+    run_script = (
+        "import subprocess\n"
+        f"script = {OWN_WORLD!r} + 'work(int(sys.argv[1]))'\n"
+        "env = dict(os.environ, MASTER_PORT=str(nbdist.free_port()))\n"
+        "args = [sys.executable, '-c', script]\n"
+        "started = [subprocess.Popen([*args, str(i)], env=env) for i in range(2)]\n"
+        "[one.wait(30) for one in started]"
+    )
+
+    assert values(shop.session, f"import sys\n{run_script}") == [[3, 3]] * 3
+
+
+def test_processes_that_a_rank_forks_make_their_own_group(shop: Workshop) -> None:
+    fork = (
+        f"import multiprocessing as mp\n{OWN_WORLD}\n"
+        "before = os.environ['MASTER_PORT']\n"
+        "os.environ['MASTER_PORT'] = str(nbdist.free_port())\n"
+        "started = [mp.Process(target=work, args=(i,)) for i in range(2)]\n"
+        "[one.start() for one in started]\n"
+        "[one.join(30) for one in started]\n"
+        "os.environ['MASTER_PORT'] = before\n"
+        "[one.exitcode for one in started]"
+    )
+
+    assert values(shop.session, fork) == [[3, 3]] * 3
+
+
+def test_the_group_comes_back_without_the_help_of_ranks_in_another_cell(shop: Workshop) -> None:
+    busy = shop.session.run("wait_for_file('/no/such/file')", [0])
+    try:
+        run = shop.ends(shop.run(DESTROY, [1, 2]))
+        assert statuses(run) == ["ok"] * 2
+        assert values(shop.session, "dist.is_initialized()", [1, 2]) == [True, True]
+    finally:
+        shop.session.stop_run(busy, "The cell was stopped")
+
+
+def test_a_sub_group_that_is_destroyed_is_gone(shop: Workshop) -> None:
+    shop.ends(shop.run("g = dist.new_group([0, 1, 2])\ndist.destroy_process_group(g)"))
+
+    run = shop.ends(shop.run("dist.get_backend(g)"))
+
+    assert [error(run, rank).ename for rank in range(3)] == ["ValueError"] * 3
+
+
+def test_a_group_made_after_a_destroy_is_told_from_that_before(shop: Workshop) -> None:
+    make = "dist.new_group([0, 1, 2])"
+    use = "t = torch.ones(1); dist.all_reduce(t, group={})"
+
+    shop.ends(shop.run(f"old = {make}\n{use.format('old')}\n{DESTROY}")).raise_failure()
+    shop.ends(shop.run(f"new = {make}\n{use.format('new')}")).raise_failure()
+
+    both = f"{use.format('old')}\n{use.format('new')}\n[t.item(), old.group_name != new.group_name]"
+    assert values(shop.session, both) == [[3.0, True]] * 3
+
+
+# Beside a failure ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_destroy_beside_a_failure(shop: Workshop, who: str, when: str) -> None:
+    gone = f"if {WHO[who]}: {DESTROY}\n"
+    fails = "if rank == 0: raise ValueError('the bug')\n"
+    if when == "before":
+        shop.ends(shop.run(gone)).raise_failure()
+        run = shop.ends(shop.run(f"{fails}dist.barrier()"))
+        shop.blames(run, 0, "raised ValueError: the bug")
+    elif when == "during":
+        run = shop.ends(shop.run(f"{gone}{fails}dist.barrier()"))
+        assert set(statuses(run)) == {"error"}
+    else:
+        run = shop.ends(shop.run(f"{fails}dist.barrier()"))
+        shop.ends(shop.run(gone)).raise_failure()
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_a_destroy_beside_a_stop(shop: Workshop, who: str) -> None:
+    run = shop.run(f"if {WHO[who]}: {DESTROY}\nprint('sleeps', flush=True); time.sleep(60)")
+    wait_until(lambda: all("sleeps" in printed(run, rank) for rank in range(3)), "all to sleep")
+
+    shop.stops(run)
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_destroy_beside_a_death(shop: Workshop, who: str, when: str) -> None:
+    gone = f"if {WHO[who]}: {DESTROY}\n"
+    dies = "if rank == 2: os._exit(3)\n"
+    if when == "before":
+        shop.ends(shop.run(gone)).raise_failure()
+    shop.ends(shop.run((gone if when == "during" else "") + dies + "time.sleep(0.1)"))
+    if when == "after":
+        shop.ends(shop.run(gone, [0, 1])).raise_failure()
+    began = time.monotonic()
+
+    shop.recovers()
+
+    assert time.monotonic() - began < 2 * PROMPT_S
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_recover_after_a_destroy(shop: Workshop, who: str) -> None:
+    shop.ends(shop.run(f"if {WHO[who]}: {DESTROY}")).raise_failure()
+
+    shop.recovers()
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_ranks_that_are_restarted_after_a_destroy_join_the_others(shop: Workshop, who: str) -> None:
+    shop.ends(shop.run(f"if {WHO[who]}: {DESTROY}")).raise_failure()
+
+    shop.session.restart_ranks([1])
+
+    shop.equip((1,))
