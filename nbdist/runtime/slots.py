@@ -54,7 +54,7 @@ class GroupKey:
     Attributes:
         name: torch's name of the process group.
         ranks: Its ranks in the world, in the group's order.
-        incarnation: How often a group of this name and ranks was made before this one.
+        incarnation: How many groups of these ranks were made before this one; names come again.
         kind: ``group``, or ``p2p`` for messages from the first to the second of two ranks.
     """
 

@@ -346,6 +346,21 @@ def set_group_count(count: int) -> None:
     c10d._world.group_count = count
 
 
+def described_group(*args: Any, **kwargs: Any) -> tuple[str, tuple[int, ...]]:
+    """Return name and ranks of the group that torch's maker of groups is called for.
+
+    Args:
+        *args: Those of the maker.
+        **kwargs: Likewise.
+    """
+    given = dict(zip(_MAKER_ARGUMENTS, args, strict=False)) | kwargs
+    ranks = given["global_ranks_in_group"] or range(given["group_size"])
+    return str(given["group_name"]), tuple(ranks)
+
+
+_MAKER_ARGUMENTS = tuple(inspect.signature(c10d._new_process_group_helper).parameters)
+
+
 def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
     """Put *wrap* around the function that makes every group; return what takes it off again."""
     original = c10d._new_process_group_helper
