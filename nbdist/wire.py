@@ -328,7 +328,7 @@ class CallSite:
         ranks: Those of the group, in the world; sender and receiver, where it is a message, and
             the receiver alone where it takes from anybody.
         kind: ``group``, or ``p2p`` for a message.
-        incarnation: How often a group of this name and ranks was made before this one.
+        incarnation: How many groups of these ranks were made before this one; names come again.
         size_bytes: Size of the tensors that this rank puts in.
         is_async: The call returns before it is over.
     """

@@ -17,7 +17,7 @@ from typing import Any
 
 from nbdist.errors import CollectiveTimeout
 from nbdist.runtime import torch_private, torch_rpc
-from nbdist.runtime.known_groups import KnownGroups
+from nbdist.runtime.known_groups import KnownGroups, Making
 from nbdist.runtime.meeting import StoreLike, wait_for_key
 from nbdist.runtime.messages import Messages
 from nbdist.runtime.outlook import Outlook, error_of
@@ -90,8 +90,13 @@ class Agreement:
         slots = [(group.key, group.slot, group.me) for group in self._groups.guarded()]
         slots += [(c.slot.key, c.slot, c.me) for c in self._messages.channels()]
         entries = {key.to_text(): [slot.seq(me), slot.issued(me)] for key, slot, me in slots}
-        made = {"groups": torch_private.group_count(), "rpc": torch_rpc.counts()}
-        return {"cut": self._table.epoch, "slots": entries, **made}
+        return {
+            "cut": self._table.epoch,
+            "slots": entries,
+            "groups": torch_private.group_count(),
+            "made": self._groups.made().to_json(),
+            "rpc": torch_rpc.counts(),
+        }
 
     def _read(self, store: StoreLike, key: str, rank: int, cut: int) -> dict[str, Any]:
         def look() -> None:
@@ -113,6 +118,7 @@ class Agreement:
         for state in states:
             for text, entry in state["slots"].items():
                 found.setdefault(text, []).append(entry)
+        self._groups.go_on_with(Making.from_json(state["made"]) for state in states)
         damaged = set()
         for text, entries in found.items():
             key = GroupKey.from_text(text)
@@ -130,7 +136,6 @@ class Agreement:
         slot = self._table.slot(key, me)
         slot.set_seq(me, seq)
         if key.kind == "group":
-            self._groups.go_on_with(key)
             slot.set_takes_from_any(me, False)
             return
         for channel in self._messages.channels():

@@ -3,8 +3,9 @@
     dist.*, DDP's reducer, FSDP2, DTensor, functional ──▶ c10d operator ──▶ hook ──▶ native group
 
 The hook hands each call to one listener (the guard) and sends it to the group that stands in for
-the one named, where there is one (the lifeline's, after a rebuild). What the native call returns
-goes past one waiter, which may wait for it in Python. One such set per process.
+the one named, where there is one (the lifeline's, after a rebuild); who asks a group for its
+backend is sent there, too. What the native call returns goes past one waiter, which may wait for it
+in Python. Groups are announced to one witness before they are made. One such set per process.
 
 Not seen: calls on a backend object itself, and store operations (rendezvous, `new_group`).
 """
@@ -41,6 +42,7 @@ class Call:
 Issue = Callable[[], Any]
 Listener = Callable[[Call, Issue], Any]
 Waiter = Callable[[Any], Any]
+Witness = Callable[[str, tuple[int, ...]], None]
 
 
 class Hooks:
@@ -49,6 +51,7 @@ class Hooks:
     def __init__(self) -> None:
         self.listener: Listener | None = None
         self.waiter: Waiter | None = None
+        self.witness: Witness | None = None
         self._stand_ins: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
         self._library: Any = None
 
@@ -66,6 +69,8 @@ class Hooks:
             op = torch_private.operator(name)
             if op is not None:  # a torch without this operator has no such collective
                 torch_private.hook(self._library, name, self._kernel(name, op, below))
+        torch_private.wrap_group_maker(self._witnessed)
+        torch_private.redirect_backends(self.in_use)
 
     def stand_in(self, group: ProcessGroup, replacement: ProcessGroup) -> None:
         """Send the calls of *group* to *replacement* from now on."""
@@ -74,6 +79,14 @@ class Hooks:
     def in_use(self, group: ProcessGroup) -> ProcessGroup:
         """Return the group that the calls of *group* go to."""
         return self._stand_ins.get(group, group)
+
+    def _witnessed(self, make_group: Callable[..., Any]) -> Callable[..., Any]:
+        def make_witnessed_group(*args: Any, **kwargs: Any) -> Any:
+            if self.witness is not None:
+                self.witness(*torch_private.described_group(*args, **kwargs))
+            return make_group(*args, **kwargs)
+
+        return make_witnessed_group
 
     def _kernel(self, name: str, op: Any, below: Any) -> Callable[..., Any]:
         names = torch_private.argument_names(op)

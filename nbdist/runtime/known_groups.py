@@ -2,15 +2,20 @@
 
     process group ──▶ name, ranks, incarnation ──▶ slot
 
+torch gives a name again when the world was destroyed. So groups are counted when they are made,
+which all their ranks do alike, whether they ever call anything in them or not; a fresh rank is told
+by the others how many there were.
+
 Nothing to guard: groups of one rank, of fake backends, of ranks outside the session, and groups
 that torch does not list.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +40,7 @@ class KnownGroup:
     reference: weakref.ref[ProcessGroup]
     backends: Mapping[str, str]
     lock: threading.RLock = field(default_factory=threading.RLock)
+    hurried: list[int] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -46,12 +52,38 @@ class KnownGroup:
         """Its name in torch."""
         return self.key.name
 
-    def issue(self, issue: Issue) -> Any:
-        """Make the native call, and count it."""
-        return issue_counted(self.slot, self.me, issue)
+    @contextlib.contextmanager
+    def turn(self, *, may_wait: bool) -> Iterator[None]:
+        """Keep the calls of several threads in the order of their numbers.
+
+        Args:
+            may_wait: This call may wait for its peers in Python. One that may not does not wait
+                for another thread's either: that one goes on to its native call at once.
+        """
+        if not self.lock.acquire(blocking=False):
+            if not may_wait:
+                self.hurried.append(0)
+                self.slot.nudge()
+            try:
+                self.lock.acquire()
+            finally:
+                if not may_wait:
+                    self.hurried.pop()
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def issue(self, seq: int, issue: Issue) -> Any:
+        """Make the native call that was posted as *seq*, and count it."""
+        return issue_counted(self.slot, self.me, issue, lambda: self.slot.take_back(self.me, seq))
 
 
-def issue_counted(slot: Slot, me: int, issue: Issue) -> Any:
+#: What torch raises where it refuses a call: nothing was sent.
+REFUSALS = (RuntimeError, ValueError, TypeError)
+
+
+def issue_counted(slot: Slot, me: int, issue: Issue, take_back: Callable[[], None]) -> Any:
     """Make a native call, and count it as one that the peers have to make as well.
 
     Counted before it is made, and not any more where it was refused: a signal that comes in between
@@ -62,13 +94,45 @@ def issue_counted(slot: Slot, me: int, issue: Issue) -> Any:
     slot.set_phase(me, ISSUED)
     try:
         return issue()
-    except RuntimeError:
+    except REFUSALS:
         slot.set_issued(me, count)
+        take_back()
         raise
 
 
+_Ranks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Making:
+    """How many groups one rank has made.
+
+    Attributes:
+        counts: By their ranks.
+        living: Incarnations of those there are, by name and ranks.
+    """
+
+    counts: Mapping[_Ranks, int]
+    living: Mapping[tuple[str, _Ranks], int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes."""
+        return {
+            "counts": [[ranks, count] for ranks, count in self.counts.items()],
+            "living": [[*group, incarnation] for group, incarnation in self.living.items()],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Making:
+        """Turn what `to_json` has returned back into it."""
+        return cls(
+            counts={tuple(ranks): count for ranks, count in content["counts"]},
+            living={(name, tuple(ranks)): number for name, ranks, number in content["living"]},
+        )
+
+
 class KnownGroups:
-    """The groups; met at their first call, released once they were destroyed."""
+    """The groups; counted when made, met at their first call, released once they were destroyed."""
 
     def __init__(self, table: Table, rank: int, released: Callable[[GroupKey], None]) -> None:
         self.lock = threading.RLock()
@@ -77,7 +141,9 @@ class KnownGroups:
         self._released = released
         self._groups: dict[int, KnownGroup | None] = {}
         self._references: dict[int, weakref.ref[ProcessGroup]] = {}
-        self._incarnations: dict[tuple[str, tuple[int, ...]], int] = {}
+        self._counts: dict[_Ranks, int] = {}
+        self._incarnations: dict[tuple[str, _Ranks], int] = {}
+        self._to_join: set[tuple[str, _Ranks]] = set()  # those that only the other ranks have yet
 
     def __repr__(self) -> str:
         return f"<KnownGroups of rank {self._rank}, {len(self.guarded())} guarded>"
@@ -87,10 +153,40 @@ class KnownGroups:
         with self.lock:
             return [group for group in self._groups.values() if group is not None]
 
-    def go_on_with(self, key: GroupKey) -> None:
-        """Take note that some rank is at this incarnation of a group."""
-        name = (key.name, key.ranks)
-        self._incarnations[name] = max(key.incarnation, self._incarnations.get(name, 0))
+    def note_made(self, name: str, ranks: _Ranks) -> None:
+        """Count a group that is about to be made; all its ranks make it, and in the same order."""
+        if self._rank not in ranks:
+            return
+        with self.lock:
+            if (name, ranks) in self._to_join:
+                self._to_join.remove((name, ranks))
+                return
+            self._counts[ranks] = self._counts.get(ranks, 0) + 1
+            self._incarnations = {**self.made().living} | {(name, ranks): self._counts[ranks] - 1}
+
+    def made(self) -> Making:
+        """Return how many groups this rank has made, and which of them live."""
+        living = {
+            (group.group_name, ranks)
+            for group in torch_private.living_groups()
+            if (ranks := torch_private.group_ranks(group)) is not None
+        }
+        with self.lock:
+            return Making(
+                dict(self._counts),
+                {group: n for group, n in self._incarnations.items() if group in living},
+            )
+
+    def go_on_with(self, others: Iterable[Making]) -> None:
+        """Count on from what all ranks have made; as a fresh one, from what the others have."""
+        with self.lock:
+            is_fresh = not self._counts
+            for making in others:
+                for ranks, count in making.counts.items():
+                    self._counts[ranks] = max(count, self._counts.get(ranks, 0))
+                if is_fresh:
+                    self._incarnations |= making.living
+            self._to_join = set(self._incarnations) if is_fresh else set()
 
     def find(self, call: Call) -> KnownGroup | None:
         """Return what is known of the call's group; ``None`` where there is nothing to guard."""
@@ -110,10 +206,7 @@ class KnownGroups:
         if _FAKES & set(backends.values()) or max(ranks) >= self._table.world_size:
             return None
         self.release_destroyed()
-        name = (group.group_name, ranks)
-        known = [g for g in self._groups.values() if g and (g.key.name, g.key.ranks) == name]
-        incarnation = self._incarnations.get(name, 0) + bool(known)
-        self._incarnations[name] = incarnation
+        incarnation = self._incarnations.get((group.group_name, ranks), 0)
         key = GroupKey(group.group_name, ranks, incarnation)
         me = ranks.index(self._rank)
         return KnownGroup(key, self._table.slot(key, me), me, weakref.ref(group), backends)
@@ -126,8 +219,6 @@ class KnownGroups:
                 if group is None or (alive is not None and torch_private.is_living(alive)):
                     continue
                 group.slot.hold(group.me, is_held=False)
-                name = (group.key.name, group.key.ranks)
-                self._incarnations[name] = group.key.incarnation + 1
                 self._released(group.key)
                 del self._groups[number], self._references[number]
 

@@ -412,6 +412,21 @@ def set_group_count(count: int) -> None:
     c10d._world.group_count = count
 
 
+def described_group(*args: Any, **kwargs: Any) -> tuple[str, tuple[int, ...]]:
+    """Return name and ranks of the group that torch's maker of groups is called for.
+
+    Args:
+        *args: Those of the maker.
+        **kwargs: Likewise.
+    """
+    given = dict(zip(_MAKER_ARGUMENTS, args, strict=False)) | kwargs
+    ranks = given["global_ranks_in_group"] or range(given["group_size"])
+    return str(given["group_name"]), tuple(ranks)
+
+
+_MAKER_ARGUMENTS = tuple(inspect.signature(c10d._new_process_group_helper).parameters)
+
+
 def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
     """Put *wrap* around the function that makes every group; return what takes it off again."""
     original = c10d._new_process_group_helper
@@ -421,6 +436,26 @@ def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
         c10d._new_process_group_helper = original
 
     return undo
+
+
+#: Methods that go to the backend of a group past the operators, with a device as argument.
+_BACKEND_METHODS = ("_get_backend", "_start_coalescing", "_end_coalescing")
+
+
+def redirect_backends(in_use: Callable[[ProcessGroup], ProcessGroup]) -> None:
+    """Let a group that is asked for its backend answer for the group that stands in for it."""
+    changed: Any = ProcessGroup
+    for name in _BACKEND_METHODS:
+        if (original := getattr(changed, name, None)) is not None:
+            setattr(changed, name, _redirected(original, in_use))
+
+
+def _redirected(original: Kernel, in_use: Callable[[ProcessGroup], ProcessGroup]) -> Kernel:
+    @functools.wraps(original)
+    def method(self: ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+        return original(in_use(self), *args, **kwargs)
+
+    return method
 
 
 def set_group_store(group: ProcessGroup, store: Store) -> None:

@@ -1,0 +1,30 @@
+"""On real ranks: groups with the name of an earlier one are told apart from it, on all ranks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runtime.real_ranks import run_ranks
+
+SCRIPT = "remade_script.py"
+
+pytestmark = [pytest.mark.ranks, pytest.mark.recovery]
+
+
+def test_a_world_that_is_made_again_works_though_a_rank_never_called_in_the_first() -> None:
+    for facts in run_ranks(SCRIPT, "worlds", 3):
+        assert facts["on"] == facts["trace"] == [3, True]
+
+
+def test_subgroups_of_an_old_name_are_new_groups() -> None:
+    first, second, _ = run_ranks(SCRIPT, "subgroups", 3)
+
+    for facts in (first, second):
+        assert (facts["total"], facts["local"], facts["local_again"]) == (2, 2, 2)
+
+
+def test_a_fresh_rank_counts_groups_as_the_others_do() -> None:
+    first, second = run_ranks(SCRIPT, "dies", 3)
+
+    assert first["sums"] == [3, 2, 3, 2]
+    assert second["sums"] == [3, 3]
