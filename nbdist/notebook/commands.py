@@ -213,13 +213,16 @@ class Commands:
         return self._say(f"{ranks} stopped")
 
     def _restart(self, line: str) -> None:
+        from nbdist.launchers.start import check_supported
+
         asked = start_options("restart", line)
         session = current.get()
         if asked.ranks is not None:
             return self._say(str(session.restart_ranks(asked.ranks)))
         config = asked.config(session.config)
+        check_supported(config)  # before anything is lost
         if asked.has_changes and not asked.yes:
-            check_room(config)  # before anything is lost
+            check_room(config)
         current.stop()
         return self._launch(config, yes=True)
 

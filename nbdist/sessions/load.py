@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-LITTLE = 0.5  # of a core's time
-CROWD = 2  # threads for each core that want to run
+LITTLE = 0.2  # of a core's time: with more of it a control thread answers, if it can
+CROWD = 8  # threads for each core that want to run
 
 
 @dataclass(frozen=True)

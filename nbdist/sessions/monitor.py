@@ -148,7 +148,7 @@ class Monitor:
                 if place != memory.place:
                     memory.place, memory.since = place, now
                 memory.stack, memory.cpu, memory.overload = (), None, ""
-            elif now - memory.answered_at > SILENT_S:
+            else:
                 self._look_at_silent(rank, memory, now)
 
     def _look_at_silent(self, rank: int, memory: _Memory, now: float) -> None:
@@ -156,7 +156,8 @@ class Monitor:
         pid = self._processes.pids[rank]
         before, memory.cpu = memory.cpu, sight_of(pid)
         memory.overload = overload(before, memory.cpu)
-        if now - memory.asked_at > ASK_AGAIN_S:
+        silent_s, asked_s = now - memory.answered_at, now - memory.asked_at
+        if silent_s > SILENT_S and asked_s > ASK_AGAIN_S:
             memory.asked_at = now
             memory.stack = dumps.ask(pid, self._processes.folder.rank_stack(rank))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from tests.notebook.driving import Notebook
 
 pytestmark = pytest.mark.ranks
+
+# Where the tests themselves run on a machine with far too much to do, that is said, and is true.
+BUSY = r"(busy in a C call|the machine is overloaded \(.*\))"
 
 
 @pytest.fixture
@@ -62,12 +66,12 @@ def test_a_c_call_that_keeps_the_lock_is_named_with_its_line(notebook: Notebook)
         "%%dist\nimport itertools\nif rank == 1:\n    sum(itertools.repeat(0))\ndist.barrier()"
     )
 
-    running.until_shown("busy in a C call at In[")
+    running.until_shown("rank 1 does not answer: ")
 
     notebook.interrupt()
     cell = running.finish()
-    label = f"In[{cell.reply['execution_count']}]"
-    assert f"busy in a C call at {label}:4" in cell.streams
+    label = re.escape(f"In[{cell.reply['execution_count']}]")
+    assert re.search(f"does not answer: {BUSY} at {label}:4 since", cell.streams), cell.streams
 
 
 def test_the_status_names_the_line_of_a_c_call(notebook: Notebook) -> None:
@@ -75,8 +79,8 @@ def test_the_status_names_the_line_of_a_c_call(notebook: Notebook) -> None:
 
     status = notebook.run("%dist status").streams
 
-    label = f"In[{started.reply['execution_count']}]"
-    assert f"no answer: busy in a C call at {label}:3" in status, status
+    label = re.escape(f"In[{started.reply['execution_count']}]")
+    assert re.search(f"no answer: {BUSY} at {label}:3", status), status
 
 
 def test_a_c_call_that_sleeps_is_not_woken(notebook: Notebook) -> None:
@@ -84,5 +88,5 @@ def test_a_c_call_that_sleeps_is_not_woken(notebook: Notebook) -> None:
 
     status = notebook.run("%dist status").streams
 
-    assert "no answer: busy in a C call" in status
+    assert re.search(f"no answer: {BUSY}", status), status
     assert notebook.run("%%dist 1\nleft_s").display == "[rank1] 0"

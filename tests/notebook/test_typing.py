@@ -48,10 +48,12 @@ def test_a_restart_that_is_refused_leaves_the_ranks_alone(notebook: Notebook) ->
 
     unknown = notebook.run("%dist restart sed=9")
     too_many = notebook.run("%dist restart 20000")
+    not_yet = notebook.run("%dist restart 'mesh={dp: 2}'")
     mixed = notebook.run("%dist restart --ranks 1 seed=9")
 
     assert "Did you mean 'seed'?" in unknown.error
     assert "--yes" in too_many.error
+    assert "mesh is not supported yet" in not_yet.error
     assert "--ranks replaces ranks" in mixed.error
     assert ranks_of(notebook) == before
 
