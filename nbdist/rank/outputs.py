@@ -79,6 +79,7 @@ class Recorder:
         self._pending: list[Output | Piece | Bar] = []
         self._open: dict[int, tuple[list[Piece], bool]] = {}  # by thread, see `write`
         self._long_open: set[int] = set()
+        self._main = threading.main_thread().ident or 0
         self._bars = Bars()
         self._pending_bytes = 0
         self._kept_bytes = 0
@@ -186,7 +187,7 @@ class Recorder:
         with self._lock:
             if self._is_ours():
                 self.take_pipe()
-                self._close_lines()
+                self._close_lines([threading.get_ident()])
                 if isinstance(output, Clear):  # what is in front of it stays in front of it
                     self._pending = list(self._bars.take(self._pending))
                 size = sum(
@@ -215,7 +216,7 @@ class Recorder:
             self.take_pipe()
             bar = self._bars.touch(source)
             if bar is not None:
-                self._close_lines()
+                self._close_lines([threading.get_ident()])
                 self._pending.append(bar)
             self._has_output.set()  # for a bar that is shown only if it goes on
 
@@ -227,7 +228,7 @@ class Recorder:
                     data = os.read(self._pipe, 65536)
                 except BlockingIOError:  # the agent has read it meanwhile
                     return
-                self._close_lines()
+                self._close_lines([self._main])  # children are mostly its own
                 self._log.write(data)
                 if self._cell_id is not None:
                     self._keep(("stdout", self._decoder.decode(data)), len(data))

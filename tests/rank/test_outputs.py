@@ -115,7 +115,6 @@ def test_lines_of_threads_stay_whole(rank: Rank) -> None:
         for number in range(100):
             print(who, "line", number, file=rank.stdout)
 
-    rank.start_threads()
     rank.begin()
     threads = [threading.Thread(target=say, args=(who,)) for who in ("a", "b")]
     for thread in threads:
