@@ -77,6 +77,9 @@ class Recorder:
         self._token: object | None = None
         self._old_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._pending: list[Output | Piece | Bar] = []
+        self._open: dict[int, tuple[list[Piece], bool]] = {}  # by thread, see `write`
+        self._long_open: set[int] = set()
+        self._main = threading.main_thread().ident or 0
         self._bars = Bars()
         self._pending_bytes = 0
         self._kept_bytes = 0
@@ -106,6 +109,7 @@ class Recorder:
         """Take what comes from now on for the output of *cell_id*, called *label* in the log."""
         with self._lock:
             self.take_pipe()
+            self._close_lines()
             self._log.write(log_heading(label).encode())
             self._cell_id, self._token = cell_id, object()
             _cell.set(self._token)
@@ -127,6 +131,7 @@ class Recorder:
         """
         with self._lock:
             self.take_pipe()
+            self._close_lines()
             self._pending.extend(self._bars.last())
             outputs = self._take_pending(is_exact=True)
             self._dropped_bytes += self._bars.num_refused * BAR_BYTES
@@ -143,16 +148,35 @@ class Recorder:
     # What comes in ----------------------------------------------------------------------------
 
     def write(self, name: StreamName, text: str) -> None:
-        """Take *text* from Python's stdout or stderr, from any thread."""
+        """Take *text* from Python's stdout or stderr, from any thread.
+
+        One print writes several pieces. They are put together by thread, so that lines of threads
+        that print at once stay whole; a beginning whose end does not come is shown after a while.
+        """
         if self._is_forked:  # a child's text comes back through the pipe
             os.write(1 if name == "stdout" else 2, text.encode(errors="replace"))
             return
         with self._lock:
-            if self._is_ours():
-                if not self._partial[name]:
-                    self.take_pipe()  # what a child wrote before this line stands before it
-                self._keep((name, text), len(text))
-            self._log_lines(name, text)
+            thread = threading.get_ident()
+            line = self._open.get(thread)
+            if line is None:
+                self.take_pipe()  # what a child wrote before this line stands before it
+                line = self._open[thread] = ([], self._is_ours())
+            line[0].append((name, text))
+            if "\n" in text:
+                self._close_lines([thread])
+            elif self._cell_id is not None:  # else the flusher would run in circles
+                self._has_output.set()
+
+    def _close_lines(self, threads: Iterable[int] | None = None) -> None:
+        """Take what *threads* have written and not ended, all of them by default."""
+        for thread in [*self._open] if threads is None else threads:
+            pieces, is_ours = self._open.pop(thread, ((), False))
+            for name, group in itertools.groupby(pieces, operator.itemgetter(0)):
+                text = "".join(text for _, text in group)
+                if is_ours:
+                    self._keep((name, text), len(text))
+                self._log_lines(name, text)
 
     def show(self, output: Display | Clear) -> None:
         """Take a display, an update of one, or ``clear_output``."""
@@ -163,6 +187,7 @@ class Recorder:
         with self._lock:
             if self._is_ours():
                 self.take_pipe()
+                self._close_lines([threading.get_ident()])
                 if isinstance(output, Clear):  # what is in front of it stays in front of it
                     self._pending = list(self._bars.take(self._pending))
                 size = sum(
@@ -191,6 +216,7 @@ class Recorder:
             self.take_pipe()
             bar = self._bars.touch(source)
             if bar is not None:
+                self._close_lines([threading.get_ident()])
                 self._pending.append(bar)
             self._has_output.set()  # for a bar that is shown only if it goes on
 
@@ -202,6 +228,7 @@ class Recorder:
                     data = os.read(self._pipe, 65536)
                 except BlockingIOError:  # the agent has read it meanwhile
                     return
+                self._close_lines([self._main])  # children are mostly its own
                 self._log.write(data)
                 if self._cell_id is not None:
                     self._keep(("stdout", self._decoder.decode(data)), len(data))
@@ -225,9 +252,13 @@ class Recorder:
         if len(self._pending) == 1:
             self._has_output.set()
         elif self._pending_bytes > MAX_BATCH_BYTES:
-            self.flush()
+            self._publish_pending()
 
     def _keep_in_tail(self, output: Output | Piece, size_bytes: int) -> None:
+        if isinstance(output, tuple) and size_bytes > TAIL_BYTES:
+            name, text = output
+            self._dropped_bytes += size_bytes - TAIL_BYTES
+            output, size_bytes = (name, text[-TAIL_BYTES:]), TAIL_BYTES
         self._tail.append((output, size_bytes))
         self._tail_bytes += size_bytes
         while self._tail_bytes > TAIL_BYTES and len(self._tail) > 1:
@@ -247,7 +278,21 @@ class Recorder:
     # What goes out ----------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Publish what is pending as one batch."""
+        """Publish what there is as one batch, beginnings of lines as well."""
+        with self._lock:
+            self._close_lines()
+            self._publish_pending()
+
+    def _tick(self) -> None:
+        """Publish what there is, and what was begun a tick ago and has not ended."""
+        with self._lock:
+            self._close_lines(self._long_open & self._open.keys())
+            self._long_open = set(self._open)
+            self._publish_pending()
+            if self._open and self._cell_id is not None:
+                self._has_output.set()
+
+    def _publish_pending(self) -> None:
         with self._lock:
             if self._cell_id is None:
                 return
@@ -285,7 +330,7 @@ class Recorder:
         while True:
             self._has_output.wait(self._bars.interval_s)
             if not self._is_over.wait(FIRST_FLUSH_S):
-                self.flush()
+                self._tick()
                 self._is_over.wait(FLUSH_S)
 
     def _read_forever(self) -> None:

@@ -99,6 +99,63 @@ def test_text_of_both_streams_stands_in_the_order_it_was_written(rank: Rank) -> 
     assert rank.end() == [Text("stdout", "a\n"), Text("stderr", "b\n"), Text("stdout", "c 1\n")]
 
 
+def test_one_text_beyond_the_bound_is_cut(rank: Rank) -> None:
+    rank.begin()
+    rank.stdout.write("x" * 100_000 + "\n")
+
+    dropped, rest = rank.end()
+
+    assert isinstance(rest, Text)
+    assert dropped == Dropped(100_001 - len(rest.text))
+    assert rest.text.endswith("x\n")
+
+
+def test_lines_of_threads_stay_whole(rank: Rank) -> None:
+    def say(who: str) -> None:
+        for number in range(100):
+            print(who, "line", number, file=rank.stdout)
+
+    rank.begin()
+    threads = [threading.Thread(target=say, args=(who,)) for who in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    say("main")
+    for thread in threads:
+        thread.join()
+    rank.recorder.flush()
+
+    [text] = rank.end()
+    assert isinstance(text, Text)
+    expected = [f"{who} line {number}" for who in ("main", "a", "b") for number in range(100)]
+    assert sorted(text.text.splitlines()) == sorted(expected)
+
+
+def test_the_beginning_of_a_line_is_shown_if_its_end_does_not_come(rank: Rank) -> None:
+    rank.start_threads()
+    rank.begin()
+    print("loading ...", end="", file=rank.stdout)
+
+    wait_until(lambda: rank.batches, "the beginning of the line")
+
+    assert rank.batches == [("c1", [Text("stdout", "loading ...")])]
+
+
+def test_what_is_shown_in_mid_line_stands_there(rank: Rank) -> None:
+    rank.begin()
+    print("before", end="", file=rank.stdout)
+    rank.recorder.show(Clear(wait=True))
+    print("after", end="", file=rank.stdout)
+    os.write(rank.write_end, b"child\n")
+    rank.recorder.take_pipe()
+    print("end", file=rank.stdout)
+
+    assert rank.end() == [
+        Text("stdout", "before"),
+        Clear(wait=True),
+        Text("stdout", "afterchild\nend\n"),
+    ]
+
+
 def test_what_a_child_wrote_first_stands_first(rank: Rank) -> None:
     rank.begin()
     print("python", file=rank.stdout)

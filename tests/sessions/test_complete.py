@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 from tqdm.auto import tqdm
 
 def line_of(who, number, line):
-    # In one piece: of two threads that print at once, pieces may mix, in any Python.
+    # In one piece: a thread that is held up in mid-line may have its line cut by another.
     print(f"{who} {number} {line}\\n", end="", flush=line % 3 == 0)
 
 def say(who, number):
