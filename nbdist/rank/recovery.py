@@ -194,8 +194,7 @@ class Recovery:
             # A DataLoader's does, for each worker that has died. Half told, nobody would be freed.
             return self._conclude(failure or exc, was_told_to_stop)
         finally:
-            if self._group.put_back():
-                self.guard.leave_cell()
+            self.guard.end_cell(has_group=not self._group.put_back())
             self._ended_at = time.monotonic_ns()
             self.guard.trace.end_cell()
 

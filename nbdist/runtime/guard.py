@@ -71,7 +71,7 @@ class Guard:
         self._groups = KnownGroups(table, rank, self._messages.release)
         self._agreement = Agreement(table, rank, self._groups, self._messages, self._outlook)
         self._counts: dict[tuple[str, GroupKey], list[int]] = {}
-        self._cell = 0
+        self._cell: int | None = None
         self.trace = CallTrace()
 
     def __repr__(self) -> str:
@@ -265,9 +265,11 @@ class Guard:
         """Take note of the cell that runs; its name is the same on all ranks."""
         self._cell = int.from_bytes(blake2b(cell_id.encode(), digest_size=8).digest(), "big")
 
-    def leave_cell(self) -> None:
-        """Say that this rank has destroyed its groups, and ends its cell without one."""
-        self.table.leave(self.rank, self._cell)
+    def end_cell(self, *, has_group: bool) -> None:
+        """Say that the cell is over, and whether this rank has left it without a group."""
+        cell, self._cell = self._cell, None
+        if cell is not None and not has_group:
+            self.table.leave(self.rank, cell)
 
     def cancel_for_leavers(self) -> None:
         """Free this rank where it waits for one that has left this cell without a group.
@@ -275,7 +277,8 @@ class Guard:
         Any thread may call. Nobody is freed who does not wait: a cell that has destroyed its
         groups is a good end for all others.
         """
-        for rank in self.table.leavers(self._cell):
+        cell = self._cell
+        for rank in [] if cell is None else self.table.leavers(cell):
             if rank != self.rank and (self.has_unmatched(rank) or self._waits_for(rank)):
                 self.cancel(
                     f"rank {rank} has destroyed its process groups (dist.destroy_process_group()) "
