@@ -12,7 +12,7 @@ import pytest
 
 from nbdist.errors import SessionError
 from nbdist.sessions.session import Session
-from tests.faults.driving import PROMPT_S, Workshop
+from tests.faults.driving import PROMPT_S, Shared, Workshop
 from tests.sessions.driving import error, finished, printed, ranks, statuses, values
 from tests.waiting import wait_until
 
@@ -349,8 +349,9 @@ LOSE = "dist.distributed_c10d._world.pg_map.clear(); dist.distributed_c10d._upda
 
 
 @pytest.fixture
-def loser() -> Iterator[Session]:
+def loser(shared: Shared) -> Iterator[Session]:
     """A session whose rank 1 has lost its groups, by a way that nobody can take back."""
+    shared.close()  # one session at a time
     with ranks(2) as session:
         finished(session, f"keepsake = dist.group.WORLD\nif rank == 1: {LOSE}")
         yield session
