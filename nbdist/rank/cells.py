@@ -63,7 +63,7 @@ class CellRunner:
             self._forget_last_error()
         self.recorder.begin(request.cell_id, request.label)
         self.interrupts.enter(request.cell_id)
-        self.recovery.begin()
+        self.recovery.begin(request.cell_id)
         self.running, self.cell_id = (request.label, time.time()), request.cell_id
         failure: BaseException | None = None
         result: ExecutionResult | None = None

@@ -128,7 +128,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         buffers: list[bytes] = []
         content: dict[str, Any]
         self.interrupts.enter(parent["content"]["cell_id"])
-        self.recovery.begin()
+        self.recovery.begin(parent["content"]["cell_id"])
         try:
             move = self._move_values(parent["content"], parent["buffers"])
             content, buffers = await self.interrupts.guard(move)

@@ -133,7 +133,7 @@ class Recovery:
             self.guard.take_counts()
             self._share_group()
             return
-        agreed = self.guard.resync(self._meeting_store, meeting, is_broken=True)
+        agreed = self.guard.resync(self._meeting_store, meeting, is_broken=True, is_fresh=True)
         self.lifeline.join(
             lambda store: self._make_world(store, device),
             store,
@@ -171,8 +171,9 @@ class Recovery:
 
     # Around a cell ----------------------------------------------------------------------------
 
-    def begin(self) -> None:
+    def begin(self, cell_id: str) -> None:
         """Say that a cell begins."""
+        self.guard.begin_cell(cell_id)
         self._group.put_back()  # a thread may have destroyed it since the last cell
         self._aborted_before = self.lifeline.aborted
         met = self.guard.cancellation()
@@ -193,7 +194,7 @@ class Recovery:
             # A DataLoader's does, for each worker that has died. Half told, nobody would be freed.
             return self._conclude(failure or exc, was_told_to_stop)
         finally:
-            self._group.put_back()
+            self.guard.end_cell(has_group=not self._group.put_back())
             self._ended_at = time.monotonic_ns()
             self.guard.trace.end_cell()
 

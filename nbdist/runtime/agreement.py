@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbdist.errors import CollectiveTimeout
+from nbdist.errors import CollectiveTimeout, RebuildError
 from nbdist.runtime import torch_private, torch_rpc
 from nbdist.runtime.known_groups import KnownGroups, Making
 from nbdist.runtime.meeting import StoreLike, wait_for_key
@@ -57,7 +57,9 @@ class Agreement:
         self._table, self._rank = table, rank
         self._groups, self._messages, self._outlook = groups, messages, outlook
 
-    def reach(self, store: StoreLike, tag: str, *, is_broken: bool = False) -> Resync:
+    def reach(
+        self, store: StoreLike, tag: str, *, is_broken: bool = False, is_fresh: bool = False
+    ) -> Resync:
         """Agree with the other ranks to go on: on the next numbers, and that what failed is over.
 
         Uses no process group, and comes before a rebuild: from here on what was cancelled is over.
@@ -68,15 +70,20 @@ class Agreement:
             store: Where the ranks meet.
             tag: Names this meeting, alike on all ranks and never used before.
             is_broken: The groups of this rank were cut off.
+            is_fresh: It has none yet.
 
         Raises:
+            RebuildError: A rank has no groups any more.
             PeerFailed: One of them has died meanwhile.
             CollectiveTimeout: One of them has not come within `PATIENCE_S`.
         """
-        mine = {**self._state(), "broken": is_broken}
+        has_lost_groups = not is_fresh and not torch_private.living_groups()
+        mine = {**self._state(), "broken": is_broken, "lost": has_lost_groups}
         store.set(f"{tag}/{self._rank}", json.dumps(mine))
         ranks = range(self._table.world_size)
         states = [self._read(store, f"{tag}/{rank}", rank, mine["cut"]) for rank in ranks]
+        if lost := [rank for rank in ranks if states[rank]["lost"]]:
+            raise RebuildError(_lost_text(lost))
         damaged = self._adopt(states)
         group_count = max(state["groups"] for state in states)
         if torch_private.living_groups():  # a fresh rank's first is the world, named as theirs was
@@ -141,3 +148,13 @@ class Agreement:
         for channel in self._messages.channels():
             if channel.slot is slot:
                 channel.go_on_after(seq)
+
+
+def _lost_text(ranks: Sequence[int]) -> str:
+    who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    return (
+        f"The process groups of {who} are gone, "
+        "and not by dist.destroy_process_group(), which leaves them to the session.\n"
+        "Cells without collectives run on, and `%dist pull` saves variables.\n"
+        "`%dist restart --ranks` makes these ranks anew; `%dist restart` starts all anew."
+    )

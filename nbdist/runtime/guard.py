@@ -29,6 +29,7 @@ import functools
 import math
 import sys
 import time
+from hashlib import blake2b
 from typing import Any, Literal
 
 from nbdist.errors import CollectiveAborted, CollectiveError, Kind
@@ -75,6 +76,7 @@ class Guard:
         self._groups = KnownGroups(table, rank, self._messages.release)
         self._agreement = Agreement(table, rank, self._groups, self._messages, self._outlook)
         self._counts: dict[tuple[str, GroupKey], list[int]] = {}
+        self._cell: int | None = None
         self.trace = CallTrace()
 
     def __repr__(self) -> str:
@@ -191,16 +193,24 @@ class Guard:
 
     # After a failure --------------------------------------------------------------------------
 
-    def cancel(self, reason: str, culprit: int | None = None, kind: Kind = "failed") -> None:
+    def cancel(
+        self,
+        reason: str,
+        culprit: int | None = None,
+        kind: Kind = "failed",
+        *,
+        of: int | None = None,
+    ) -> None:
         """Say that this rank will not come any more: its cell has failed or was stopped.
 
         Args:
             reason: ``rank 1 raised ValueError: …``.
             culprit: The rank at which it began; this one when ``None``.
             kind: What it was.
+            of: The rank that will not come, where it is another one.
         """
         began_at = self.rank if culprit is None else culprit
-        self.table.cancel(reason, began_at, of=self.rank, kind=kind)
+        self.table.cancel(reason, began_at, of=self.rank if of is None else of, kind=kind)
 
     def cancellation(self) -> Cancellation | None:
         """Return why some rank will not come, if that is so since the last `resync`."""
@@ -262,9 +272,49 @@ class Guard:
             for channel in self._messages.channels()
         )
 
-    def resync(self, store: StoreLike, tag: str, *, is_broken: bool = False) -> Resync:
+    # Ranks without a group --------------------------------------------------------------------
+
+    def begin_cell(self, cell_id: str) -> None:
+        """Take note of the cell that runs; its name is the same on all ranks."""
+        self._cell = int.from_bytes(blake2b(cell_id.encode(), digest_size=8).digest(), "big")
+
+    def end_cell(self, *, has_group: bool) -> None:
+        """Say that the cell is over, and whether this rank has left it without a group."""
+        cell, self._cell = self._cell, None
+        if cell is not None and not has_group:
+            self.table.leave(self.rank, cell)
+
+    def cancel_for_leavers(self) -> None:
+        """Free this rank where it waits for one that has left this cell without a group.
+
+        Any thread may call. Nobody is freed who does not wait: a cell that has destroyed its
+        groups is a good end for all others.
+        """
+        cell = self._cell
+        for rank in [] if cell is None else self.table.leavers(cell):
+            if rank != self.rank and (self.has_unmatched(rank) or self._waits_for(rank)):
+                self.cancel(
+                    f"rank {rank} has destroyed its process groups (dist.destroy_process_group()) "
+                    "and ended its cell",
+                    rank,
+                    of=rank,
+                )
+
+    def _waits_for(self, rank: int) -> bool:
+        ends = [(g.slot, g.me) for g in self._groups.guarded()]
+        ends += [(channel.slot, channel.me) for channel in self._messages.channels()]
+        return any(
+            rank in slot.key.ranks
+            and slot.phase(me) == WAITING
+            and slot.seq(slot.key.ranks.index(rank)) < slot.seq(me)
+            for slot, me in ends
+        )
+
+    def resync(
+        self, store: StoreLike, tag: str, *, is_broken: bool = False, is_fresh: bool = False
+    ) -> Resync:
         """Agree with all other ranks to go on; see `Agreement.reach`."""
-        return self._agreement.reach(store, tag, is_broken=is_broken)
+        return self._agreement.reach(store, tag, is_broken=is_broken, is_fresh=is_fresh)
 
     def rebuilt(self) -> None:
         """Forget what went to the native groups: they are new ones.

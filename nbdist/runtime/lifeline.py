@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from nbdist.errors import CollectiveAborted, RebuildError
+from nbdist.errors import CollectiveAborted
 from nbdist.runtime import torch_private
 from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
 from nbdist.runtime.hooks import Hooks
@@ -204,18 +204,19 @@ class Lifeline:
             CollectiveAborted: This generation was aborted as well.
         """
         groups = torch_private.living_groups()
-        if not groups:
-            raise RebuildError(
-                "The process groups of this rank were destroyed (dist.destroy_process_group()).\n"
-                "`%dist restart` starts anew with the same configuration."
-            )
         world = groups[0]
         self._begin(generation)
         base = torch_private.prefix_store(f"gen{generation}", store)
         meeting = Meeting(base, world.rank(), world.size(), timeout_s, self.raise_if_aborted)
+        with meeting.left_by_all():
+            return self._rebuild(groups, meeting, base, timeout_s)
+
+    def _rebuild(
+        self, groups: list[ProcessGroup], meeting: Meeting, base: Store, timeout_s: float
+    ) -> tuple[str, ...]:
         recipes = [recipe_of(group, self._hooks) for group in groups]
         common = meeting.agree(recipes)
-        world_store = base
+        world, world_store = groups[0], base
         for group, recipe in zip(groups, recipes, strict=True):
             if (recipe.name, recipe.ranks) not in common:
                 continue
@@ -252,19 +253,20 @@ class Lifeline:
         self._begin(generation)
         base = torch_private.prefix_store(f"gen{generation}", store)
         meeting = Meeting(base, rank, world_size, timeout_s, self.raise_if_aborted)
-        common = meeting.agree(None)
-        make_world(base)
-        for recipe in list(common.values())[1:]:
-            if rank in recipe.ranks:
-                torch_private.replay_group(
-                    recipe.name,
-                    recipe.ranks,
-                    recipe.backend,
-                    recipe.description,
-                    timedelta(seconds=recipe.timeout_s),
-                )
-        torch_private.set_group_count(group_count)
-        meeting.wait("made", "")
+        with meeting.left_by_all():
+            common = meeting.agree(None)
+            make_world(base)
+            for recipe in list(common.values())[1:]:
+                if rank in recipe.ranks:
+                    torch_private.replay_group(
+                        recipe.name,
+                        recipe.ranks,
+                        recipe.backend,
+                        recipe.description,
+                        timedelta(seconds=recipe.timeout_s),
+                    )
+            torch_private.set_group_count(group_count)
+            meeting.wait("made", "")
 
     def reset_modules(self, *, patience_s: float = REDUCE_PATIENCE_S) -> None:
         """Let every DDP and FSDP2 module forget a half-done step.

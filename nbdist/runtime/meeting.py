@@ -5,9 +5,10 @@ A signal and an abort reach those who wait here: they look, and do not block in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from graphlib import TopologicalSorter
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.torch_private import ProcessGroup, Store
 
 POLL_S = (0.0005, 0.01)
+_GIVEN_UP = "given up"
 
 Answer = TypeVar("Answer")
 
@@ -133,13 +135,31 @@ class Meeting:
         self._store.set(f"{name}/{self._rank}", message or "here")
         deadline = time.monotonic() + self._timeout_s
         for rank in range(self._size):
-            if not wait_for_key(self._store, f"{name}/{rank}", deadline, self._check):
+            if not wait_for_key(self._store, f"{name}/{rank}", deadline, self._look):
                 raise RebuildError(
                     f"rank {rank} did not come within {self._timeout_s:g} s to make the "
                     "groups anew.\n`%dist status` says what it does; `%dist recover` tries "
                     "again, `%dist restart` starts all ranks anew."
                 )
         return [self._store.get(f"{name}/{rank}").decode() for rank in range(self._size)]
+
+    @contextlib.contextmanager
+    def left_by_all(self) -> Iterator[None]:
+        """Let nobody wait for this rank where it leaves with an error."""
+        try:
+            yield
+        except Exception as exc:
+            reason = (
+                f"rank {self._rank} could not make its groups anew: {type(exc).__name__}: {exc}"
+            )
+            with contextlib.suppress(RuntimeError):  # the store may be what is broken
+                self._store.set(_GIVEN_UP, reason)
+            raise
+
+    def _look(self) -> None:
+        self._check()
+        if self._store.check([_GIVEN_UP]):
+            raise RebuildError(self._store.get(_GIVEN_UP).decode())
 
     def agree(
         self, recipes: Sequence[GroupRecipe] | None

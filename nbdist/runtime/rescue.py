@@ -7,6 +7,9 @@ peer fails; nothing but the end of its connections frees it. Whether it is can b
 has issued a call that the peer has not issued, and will not. The same goes for who makes a group
 with it. Ranks that wait in the guard are freed by the guard, and their groups stay as they are.
 
+A peer that has destroyed its groups and ended its cell will not come either. Nobody is told then:
+for most it is a good end. Who waits for it finds out here.
+
 Not covered: a call that both have issued and one of them left; the monitor sees that as a hang.
 """
 
@@ -58,6 +61,8 @@ class Rescue:
             try:
                 if self._guard.table.wait_for_cancel(self._guard.cut, IDLE_S):
                     self._look()
+                else:
+                    self._guard.cancel_for_leavers()
             except Exception:  # the edge of a thread; without it nobody is freed any more
                 logger.exception("looking for a rank to free has failed")
                 self._is_closed.wait(LOOK_AGAIN_S)

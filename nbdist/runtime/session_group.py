@@ -134,12 +134,17 @@ class SessionGroup:
         """In a forked child, which is no rank: a script there makes its own group."""
         self._is_forked = True
 
-    def put_back(self) -> None:
-        """Have the group again, if a script has destroyed it, and say so; between two cells."""
+    def put_back(self) -> bool:
+        """Have the group again, if a script has destroyed it, and say so; between two cells.
+
+        Returns:
+            Whether it was destroyed.
+        """
         if self._is_forked or not torch_private.is_world_aside():
-            return
+            return False
         torch_private.put_world_back()
         self._say(f"destroy_process_group: {self._world()} is back for the next cell")
+        return True
 
     # What scripts call ------------------------------------------------------------------------
 

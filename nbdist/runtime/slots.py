@@ -246,6 +246,10 @@ class Slot:
         self._u32[(base + _PHASE) >> 2] = phase
         self._f64[(base + _SINCE) >> 3] = time.time()
 
+    def phase(self, member: int) -> int:
+        """Return where a member is with its latest call."""
+        return int(self._u32[(self._members[member] + _PHASE) >> 2])
+
     def issued(self, member: int) -> int:
         """Return how many calls of *member* have reached the native group."""
         return int(self._u64[(self._members[member] + _ISSUED) >> 3])

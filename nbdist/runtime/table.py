@@ -1,6 +1,7 @@
 """What every rank of one host is about to do, in memory that all of them share.
 
-    rank 0 ──post──▶ ┌ header  epoch, who will not come any more and why       ┐
+    rank 0 ──post──▶ ┌ header  epoch, who will not come any more and why, who  ┐
+                     │         has left which cell without a group             │
     rank 1 ──post──▶ │ slot    one per group: per member a sequence number and │ ◀── agent: cancel
     guard  ◀──wait── └         a ring of records (signature, source line)      ┘ ──▶ diagnosis
 
@@ -103,13 +104,14 @@ class Table:
             raise ValueError(f"{path} is no table of this version of nbdist.")
         self.world_size = int(_HEADER.unpack_from(header)[1])
         self._epoch_word = Futex(header, _EPOCH_WORD)
+        self._left = (_CANCELS + (self.world_size + 1) * _CANCEL_BYTES) // 8  # as an index of words
 
     @classmethod
     def create(cls, path: Path, world_size: int) -> Table:
         """Make the file, readable by this user only, and open it."""
         fd = private.create_file(path)
         try:
-            end = pages(_CANCELS + (world_size + 1) * _CANCEL_BYTES)
+            end = pages(_head_bytes(world_size))
             os.ftruncate(fd, CHUNK_BYTES)
             # Without it a full /dev/shm would be a SIGBUS in some rank, later.
             os.posix_fallocate(fd, 0, end)
@@ -164,7 +166,7 @@ class Table:
 
     def _all_slots(self) -> list[Slot]:
         end = self._words[_END]
-        offset = self._walked or pages(_CANCELS + (self.world_size + 1) * _CANCEL_BYTES)
+        offset = self._walked or pages(_head_bytes(self.world_size))
         while offset < end:
             chunk = self._chunk(offset // CHUNK_BYTES)
             what, _, size, *_ = SLOT_HEAD.unpack_from(chunk, offset % CHUNK_BYTES)
@@ -213,6 +215,16 @@ class Table:
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    # Leaving ----------------------------------------------------------------------------------
+
+    def leave(self, rank: int, cell: int) -> None:
+        """Say that *rank* has destroyed its groups in *cell*, and will not come there any more."""
+        self._words[self._left + rank] = cell
+
+    def leavers(self, cell: int) -> list[int]:
+        """Return the ranks that have destroyed their groups in *cell*, and ended it so."""
+        return [rank for rank in range(self.world_size) if self._words[self._left + rank] == cell]
 
     # Cancelling -------------------------------------------------------------------------------
 
@@ -302,3 +314,8 @@ class Table:
         reason = bytes(self._bytes[start : start + length]).decode(errors="replace")
         of = None if index == self.world_size else index
         return Cancellation(stamp, reason, culprit, _KINDS[kind % len(_KINDS)], of)
+
+
+def _head_bytes(world_size: int) -> int:
+    """Return the size of all that comes before the slots."""
+    return _CANCELS + (world_size + 1) * _CANCEL_BYTES + 8 * world_size

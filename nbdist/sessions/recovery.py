@@ -165,6 +165,9 @@ class Recovery:
                 if time.monotonic() > deadline:
                     raise SessionError(self._missing_text(settling, timeout_s))
                 self._changed.wait(0.1)
+        self._raise_problem(settling)
+
+    def _raise_problem(self, settling: Settling) -> None:
         if settling.problem is not None:
             raise SessionError(
                 f"The ranks could not agree to go on.\n{settling.problem}\n"
@@ -273,6 +276,7 @@ class Recovery:
         with processes.changed:
             while not set(ranks) <= processes.joined:
                 has_begun |= set(ranks) - set(processes.exits)
+                self._raise_problem(settling)  # it may be what a fresh one has ended of
                 for rank in has_begun & set(processes.exits):
                     self._is_due = True
                     raise SessionError(

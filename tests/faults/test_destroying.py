@@ -6,11 +6,14 @@ The workshop's objects (DDP, FSDP2, meshes, sub-groups) work on after each case:
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.driving import PROMPT_S, Workshop
-from tests.sessions.driving import error, printed, statuses, values
+from nbdist.errors import SessionError
+from nbdist.sessions.session import Session
+from tests.faults.driving import PROMPT_S, Shared, Workshop
+from tests.sessions.driving import error, finished, printed, ranks, statuses, values
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.ranks
@@ -256,6 +259,29 @@ def test_a_group_made_after_a_destroy_is_told_from_that_before(shop: Workshop) -
     assert values(shop.session, both) == [[3.0, True]] * 3
 
 
+# Who waits for one that has none ------------------------------------------------------------------
+
+WAITS = {
+    "all_reduce": "dist.all_reduce(torch.ones(1))",
+    "async": "dist.all_reduce(torch.ones(1), async_op=True).wait()",
+    "recv": "dist.recv(torch.ones(1), 1)",
+}
+HOW = "has destroyed its process groups (dist.destroy_process_group())"
+
+
+@pytest.mark.parametrize("call", WAITS.values(), ids=WAITS.keys())
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_waits_for_a_rank_that_has_destroyed_its_group_is_freed(
+    shop: Workshop, call: str, when: str
+) -> None:
+    late, early = ("time.sleep(1); ", "") if when == "after" else ("", "time.sleep(1); ")
+
+    run = shop.ends(shop.run(f"if rank == 1: {early}{DESTROY}\nelse: {late}{call}"))
+
+    assert statuses(run) == ["error", "ok", "error"]
+    assert [f"rank 1 {HOW}" in error(run, rank).evalue for rank in (0, 2)] == [True, True]
+
+
 # Beside a failure ---------------------------------------------------------------------------------
 
 
@@ -315,3 +341,41 @@ def test_ranks_that_are_restarted_after_a_destroy_join_the_others(shop: Workshop
     shop.session.restart_ranks([1])
 
     shop.equip((1,))
+
+
+# Where there is no group --------------------------------------------------------------------------
+
+LOSE = "dist.distributed_c10d._world.pg_map.clear(); dist.distributed_c10d._update_default_pg(None)"
+
+
+@pytest.fixture
+def loser(shared: Shared) -> Iterator[Session]:
+    """A session whose rank 1 has lost its groups, by a way that nobody can take back."""
+    shared.close()  # one session at a time
+    with ranks(2) as session:
+        finished(session, f"keepsake = dist.group.WORLD\nif rank == 1: {LOSE}")
+        yield session
+
+
+def test_a_recovery_without_a_group_says_at_once_which_rank_has_none(loser: Session) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(SessionError, match="process groups of rank 1 are gone"):
+        loser.recover()
+
+    assert time.monotonic() - began < PROMPT_S
+
+
+def test_a_restart_of_a_rank_beside_one_without_a_group_says_so(loser: Session) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(SessionError, match="process groups of rank 1 are gone"):
+        loser.restart_ranks([0])
+
+    assert time.monotonic() - began < 2 * PROMPT_S
+
+
+def test_a_rank_without_a_group_is_made_anew(loser: Session) -> None:
+    loser.restart_ranks([1])
+
+    assert values(loser, "t = torch.ones(1); dist.all_reduce(t); t.item()") == [2.0, 2.0]

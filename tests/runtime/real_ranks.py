@@ -154,12 +154,12 @@ class World:
         for rank in range(self.size):
             self.store.get(f"{key}/{rank}")
 
-    def resync(self) -> Any:
+    def resync(self, *, is_fresh: bool = False) -> Any:
         """Go on after a failure, as the engine does before the next cell."""
         self.num_meetings += 1
         tag = f"resync/{self.generation}/{self.num_meetings}"
         is_broken = self.lifeline.aborted is not None
-        return self.guard.resync(self.store, tag, is_broken=is_broken)
+        return self.guard.resync(self.store, tag, is_broken=is_broken, is_fresh=is_fresh)
 
     def rebuild(self) -> None:
         """Make the groups anew, as the engine does after an abort."""
@@ -193,7 +193,7 @@ class World:
                 timeout=timedelta(seconds=30),
             )
 
-        agreed = self.resync()
+        agreed = self.resync(is_fresh=True)
         self.lifeline.join(
             make_world,
             self.open_store(),
