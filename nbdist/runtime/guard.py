@@ -14,14 +14,18 @@ A call with a root may end on some ranks while others have not come. Such a rank
 without limit only where it could not end anyway (`has_to_wait`); else for a moment, and not at all
 for a peer that is behind already: a program in which that one comes later is legal.
 
+A call that torch is likely to refuse (`refusals`) is made first, and posted only when torch has
+taken it; one that it refuses all the same is taken back. So a program may catch that and go on.
+
 Not covered: `recv` without a source; the wait for an asynchronous call (`work.wait()`, DDP's own,
-functional collectives), which is native, so that the lifeline has to free it; calls that torch
-itself refuses on one rank only; groups that torch does not list; ranks on other hosts. An interrupt
-between the last look and the native call is not seen: that, too, is left to the lifeline.
+functional collectives), which is native, so that the lifeline has to free it; groups that torch
+does not list; ranks on other hosts. An interrupt between the last look and the native call is not
+seen: that, too, is left to the lifeline.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -38,6 +42,7 @@ from nbdist.runtime.meeting import StoreLike
 from nbdist.runtime.messages import OPS as MESSAGES
 from nbdist.runtime.messages import Messages
 from nbdist.runtime.outlook import Outlook, error_of
+from nbdist.runtime.refusals import is_doubtful
 from nbdist.runtime.signature import Signature, signature_of
 from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING, GroupKey
 from nbdist.runtime.table import Cancellation, Table
@@ -104,15 +109,20 @@ class Guard:
         group = None if self._mode == "off" else self._groups.find(call)
         if group is None:
             return issue()
-        signature = signature_of(call.op, call.args, rank=group.me, size=group.size)
-        self._count(signature, group)
+        is_taken = not _is_doubtful(group, call)
         if call.op in MESSAGES:
-            return self._message(group, call, signature, issue)
-        with group.lock:  # two threads in one group: one after the other, as their numbers are
-            entry = self._enter(group, call, signature)
-            return self.trace.issue(entry, group.issue, issue)
+            return self._message(group, call, issue, is_taken=is_taken)
+        waits = self._mode == "on" and not _is_async(call) and call.op not in _NEVER_WAITED
+        with group.turn(may_wait=waits and is_taken):
+            if not is_taken:
+                issue = _already(issue())
+            entry = self._enter(group, call, waits=waits and is_taken)
+            return self.trace.issue(entry, functools.partial(group.issue, entry.seq), issue)
 
-    def _message(self, group: KnownGroup, call: Call, signature: Signature, issue: Issue) -> Any:
+    def _message(self, group: KnownGroup, call: Call, issue: Issue, *, is_taken: bool) -> Any:
+        if not is_taken:
+            issue = _already(issue())
+        signature = self._signature(group, call)
         frame = sys._getframe(1)
         source, is_async = source_of(frame), not torch_private.is_blocking_message(frame)
         entry = self.trace.post(
@@ -123,28 +133,30 @@ class Guard:
             is_async=is_async,
             ends=_ends_of(group, call),
         )
-        may_wait = self._mode == "on" and not is_async
+        may_wait = self._mode == "on" and not is_async and is_taken
+        timeout = functools.partial(self._timeout_s, group, call)
         try:
-            channel = self._messages.enter(group, call, signature, source, may_wait=may_wait)
+            message = self._messages.enter(
+                group, call, signature, source, timeout, may_wait=may_wait
+            )
         except BaseException:
             entry.fail()
             raise
-        if channel is None:
+        if message is None:
             return self.trace.issue(entry, _call, issue)
-        entry.seq = channel.slot.seq(channel.me)
+        entry.seq = message.seq
         entry.may_go()
-        return self.trace.issue(entry, channel.issue, issue)
+        return self.trace.issue(entry, message.issue, issue)
 
-    def _enter(self, group: KnownGroup, call: Call, signature: Signature) -> Entry:
+    def _enter(self, group: KnownGroup, call: Call, *, waits: bool) -> Entry:
         """Post a collective, compare it and wait as long as it has to."""
-        is_async = call.args.get("async_op", True) and call.op != "monitored_barrier_"
-        waits = self._mode == "on" and not is_async and call.op not in _NEVER_WAITED
+        signature = self._signature(group, call)
         record = record_of(signature, source_of(sys._getframe(1)), 0 if waits else ASYNC)
         self._outlook.raise_if_cancelled(group, record, group.slot.seq(group.me) + 1)
         began = time.monotonic()
         seq = group.slot.post(group.me, record, phase=WAITING if waits else ISSUED)
         entry = self.trace.post(
-            group.key, signature, record.source, began=began, seq=seq, is_async=is_async
+            group.key, signature, record.source, began=began, seq=seq, is_async=_is_async(call)
         )
         turn = Turn(
             self.table,
@@ -153,7 +165,7 @@ class Guard:
             signature,
             record,
             seq,
-            lambda: self._timeout_s(group, call),
+            functools.partial(self._timeout_s, group, call),
         )
         try:
             turn.compare()
@@ -274,10 +286,13 @@ class Guard:
             for (op, key), (count, size) in counts.items()
         )
 
-    def _count(self, signature: Signature, group: KnownGroup) -> None:
+    def _signature(self, group: KnownGroup, call: Call) -> Signature:
+        """Describe a call, and count it."""
+        signature = signature_of(call.op, call.args, rank=group.me, size=group.size)
         count = self._counts.setdefault((signature.op, group.key), [0, 0])
         count[0] += 1
         count[1] += signature.size_bytes
+        return signature
 
 
 def _ends_of(group: KnownGroup, call: Call) -> tuple[int, ...]:
@@ -290,5 +305,20 @@ def _ends_of(group: KnownGroup, call: Call) -> tuple[int, ...]:
     return tuple(group.key.ranks[end] for end in ends if 0 <= end < group.size)
 
 
+def _is_async(call: Call) -> bool:
+    return bool(call.args.get("async_op", True)) and call.op != "monitored_barrier_"
+
+
+def _is_doubtful(group: KnownGroup, call: Call) -> bool:
+    return is_doubtful(
+        call.op, call.args, rank=group.me, size=group.size, devices=group.backends.keys()
+    )
+
+
 def _call(issue: Issue) -> Any:
     return issue()
+
+
+def _already(result: Any) -> Issue:
+    """Return what stands for a native call that was made before it was posted."""
+    return lambda: result

@@ -3,9 +3,9 @@
     dist.*, DDP's reducer, FSDP2, DTensor, functional ──▶ c10d operator ──▶ hook ──▶ native group
 
 The hook hands each call to one listener (the guard) and sends it to the group that stands in for
-the one named, where there is one (the lifeline's, after a rebuild). What the native call returns
-goes past one waiter, which may wait for it in Python. Groups are announced to one witness before
-they are made. One such set per process.
+the one named, where there is one (the lifeline's, after a rebuild); who asks a group for its
+backend is sent there, too. What the native call returns goes past one waiter, which may wait for it
+in Python. Groups are announced to one witness before they are made. One such set per process.
 
 Not seen: calls on a backend object itself, and store operations (rendezvous, `new_group`).
 """
@@ -70,6 +70,7 @@ class Hooks:
             if op is not None:  # a torch without this operator has no such collective
                 torch_private.hook(self._library, name, self._kernel(name, op, below))
         torch_private.wrap_group_maker(self._witnessed)
+        torch_private.redirect_backends(self.in_use)
 
     def stand_in(self, group: ProcessGroup, replacement: ProcessGroup) -> None:
         """Send the calls of *group* to *replacement* from now on."""

@@ -12,9 +12,10 @@ that torch does not list.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ class KnownGroup:
     reference: weakref.ref[ProcessGroup]
     backends: Mapping[str, str]
     lock: threading.RLock = field(default_factory=threading.RLock)
+    hurried: list[int] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -50,12 +52,38 @@ class KnownGroup:
         """Its name in torch."""
         return self.key.name
 
-    def issue(self, issue: Issue) -> Any:
-        """Make the native call, and count it."""
-        return issue_counted(self.slot, self.me, issue)
+    @contextlib.contextmanager
+    def turn(self, *, may_wait: bool) -> Iterator[None]:
+        """Keep the calls of several threads in the order of their numbers.
+
+        Args:
+            may_wait: This call may wait for its peers in Python. One that may not does not wait
+                for another thread's either: that one goes on to its native call at once.
+        """
+        if not self.lock.acquire(blocking=False):
+            if not may_wait:
+                self.hurried.append(0)
+                self.slot.nudge()
+            try:
+                self.lock.acquire()
+            finally:
+                if not may_wait:
+                    self.hurried.pop()
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def issue(self, seq: int, issue: Issue) -> Any:
+        """Make the native call that was posted as *seq*, and count it."""
+        return issue_counted(self.slot, self.me, issue, lambda: self.slot.take_back(self.me, seq))
 
 
-def issue_counted(slot: Slot, me: int, issue: Issue) -> Any:
+#: What torch raises where it refuses a call: nothing was sent.
+REFUSALS = (RuntimeError, ValueError, TypeError)
+
+
+def issue_counted(slot: Slot, me: int, issue: Issue, take_back: Callable[[], None]) -> Any:
     """Make a native call, and count it as one that the peers have to make as well.
 
     Counted before it is made, and not any more where it was refused: a signal that comes in between
@@ -66,8 +94,9 @@ def issue_counted(slot: Slot, me: int, issue: Issue) -> Any:
     slot.set_phase(me, ISSUED)
     try:
         return issue()
-    except RuntimeError:
+    except REFUSALS:
         slot.set_issued(me, count)
+        take_back()
         raise
 
 

@@ -2,14 +2,17 @@
 
     sender ──post──▶ ring of the pair ◀──post── receiver      k-th of a tag meets k-th of that tag
 
-Not covered: who receives from anybody; nobody can say which message that will be.
+Not covered: who receives from anybody, since nobody can say which message that will be; messages
+of a pair after one end was a whole ring ahead of the other, until the ranks agree to go on. Who has
+lost count says so in the slot, so that nobody waits here for what cannot be seen to come.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from nbdist.errors import CollectiveMismatch
@@ -18,9 +21,19 @@ from nbdist.runtime.hooks import Call, Issue
 from nbdist.runtime.known_groups import KnownGroup, issue_counted
 from nbdist.runtime.outlook import Outlook
 from nbdist.runtime.signature import Signature
-from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING, GroupKey, Record, Slot
+from nbdist.runtime.slots import (
+    ABANDONED,
+    ASYNC,
+    IDLE,
+    ISSUED,
+    VOID,
+    WAITING,
+    GroupKey,
+    Record,
+    Slot,
+)
 from nbdist.runtime.table import Table
-from nbdist.runtime.turn import Patience
+from nbdist.runtime.turn import Patience, Place
 from nbdist.runtime.wording import message_mismatch_text
 
 OPS = frozenset({"send", "recv_", "recv_any_source_"})
@@ -36,23 +49,104 @@ class Channel:
     slot: Slot
     me: int
     num_absorbed: int
-    mine: dict[int, deque[tuple[int, Record]]] = field(default_factory=dict)
+    mine: dict[int, deque[int]] = field(default_factory=dict)
     theirs: dict[int, deque[tuple[int, Record]]] = field(default_factory=dict)
-    is_lost: bool = False
+    met: dict[int, tuple[int, Record] | None] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self._agreed = self.num_absorbed
 
     @property
     def peer(self) -> int:
         """The other end."""
         return 1 - self.me
 
-    def issue(self, issue: Issue) -> Any:
-        """Make the native call, and count it; see `KnownGroup.issue`."""
-        return issue_counted(self.slot, self.me, issue)
+    @property
+    def is_lost(self) -> bool:
+        """Whether either end cannot tell any more which message meets which."""
+        return max(map(self.slot.lost_at, (0, 1))) > self._agreed
+
+    def post(self, record: Record, *, phase: int) -> int:
+        """Post a message; return its number."""
+        with self.lock:
+            seq = self.slot.post(self.me, record, phase=phase)
+            if not self.is_lost:
+                self.mine.setdefault(record.tag, deque()).append(seq)
+                self.met[seq] = None
+            return seq
+
+    def meet(self, seq: int, tag: int) -> Record | None:
+        """Take in what the peer has posted; return what message *seq* has met, once it has."""
+        with self.lock:
+            if not self.is_lost:
+                self._absorb()
+            self._pair(tag)
+            found = self.met.get(seq)
+            if found is None:
+                return None
+            number, record = found
+            entry = self.slot.peek(self.peer, number)
+            return record if entry is None else replace(record, flags=entry[1])
+
+    def forget(self, seq: int) -> None:
+        """Look no more for what message *seq* meets."""
+        with self.lock:
+            self.met.pop(seq, None)
+
+    def take_back(self, seq: int, tag: int) -> None:
+        """Say that torch has refused message *seq*."""
+        with self.lock:
+            self.slot.flag(self.me, seq, VOID)
+            if seq in self.mine.get(tag, ()):
+                self.mine[tag].remove(seq)
 
     def go_on_after(self, seq: int) -> None:
         """Forget what has not met: the ranks have agreed to go on after number *seq*."""
-        self.num_absorbed = seq
-        self.mine, self.theirs, self.is_lost = {}, {}, False
+        with self.lock:
+            self.num_absorbed = self._agreed = seq
+            self.mine, self.theirs, self.met = {}, {}, {}
+
+    def _absorb(self) -> None:
+        last = self.slot.seq(self.peer)
+        for number in range(self.num_absorbed + 1, last + 1):
+            record = self.slot.record(self.peer, number)
+            if record is None:  # too far behind to know which meets which
+                self.slot.lose_count(self.me)
+                return
+            self.theirs.setdefault(record.tag, deque()).append((number, record))
+        # Never back: a peer that is not done with the latest agreement is still at an older number.
+        self.num_absorbed = max(self.num_absorbed, last)
+
+    def _pair(self, tag: int) -> None:
+        mine, theirs = self.mine.get(tag), self.theirs.get(tag)
+        while mine and theirs:
+            number, record = theirs.popleft()
+            entry = self.slot.peek(self.peer, number)
+            if entry is not None and entry[1] & VOID:
+                continue
+            seq = mine.popleft()
+            if seq in self.met:
+                self.met[seq] = number, record
+        for queues in (self.mine, self.theirs):
+            if tag in queues and not queues[tag]:
+                del queues[tag]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that was posted."""
+
+    channel: Channel
+    seq: int
+    tag: int
+
+    def issue(self, issue: Issue) -> Any:
+        """Make the native call, and count it; see `KnownGroup.issue`."""
+        channel = self.channel
+        return issue_counted(
+            channel.slot, channel.me, issue, lambda: channel.take_back(self.seq, self.tag)
+        )
 
 
 class Messages:
@@ -80,8 +174,15 @@ class Messages:
                 channel.slot.hold(channel.me, is_held=False)
 
     def enter(
-        self, group: KnownGroup, call: Call, signature: Signature, source: str, *, may_wait: bool
-    ) -> Channel | None:
+        self,
+        group: KnownGroup,
+        call: Call,
+        signature: Signature,
+        source: str,
+        timeout: Callable[[], float],
+        *,
+        may_wait: bool,
+    ) -> Message | None:
         """Post a message, compare it with its counterpart and wait as long as it has to.
 
         Args:
@@ -89,15 +190,17 @@ class Messages:
             call: Of the operator.
             signature: Of the call.
             source: Line it was called from.
+            timeout: How long the group lets it wait, in seconds.
             may_wait: Whoever called it waits for the peer anyway.
 
         Returns:
-            Where it was posted; `Channel.issue` goes on from there. ``None`` where
-            nothing can be compared.
+            What was posted; its `issue` goes on from there. ``None`` where nothing can be
+            compared.
 
         Raises:
             CollectiveMismatch: The peer sends or receives something else.
             PeerFailed: The peer will not come.
+            CollectiveTimeout: It has not come in time.
         """
         if call.op == "recv_any_source_":
             group.slot.set_takes_from_any(group.me, True)
@@ -115,23 +218,23 @@ class Messages:
         record = record_of(signature, source, 0 if waits else ASYNC, tag=int(call.args["tag"]))
         with self._lock:
             channel = self._channel(group, peer, is_sender=is_sender)
-        if channel.is_lost or group.slot.takes_from_any(receiver):
+        if group.slot.takes_from_any(receiver):
             return None
         self._outlook.raise_if_cancelled(group, record, channel.slot.seq(channel.me) + 1)
-        self._meet(group, channel, record, receiver, waits=waits)
-        return channel
+        seq = channel.post(record, phase=WAITING if waits else ISSUED)
+        where = Place(group, channel.slot, channel.me, record, seq)
+        patience = Patience(self._outlook, where, timeout)
+        self._meet(channel, where, patience, receiver, waits=waits)
+        return Message(channel, seq, record.tag)
 
     def _meet(
-        self, group: KnownGroup, channel: Channel, record: Record, receiver: int, *, waits: bool
+        self, channel: Channel, where: Place, patience: Patience, receiver: int, *, waits: bool
     ) -> None:
-        slot, tag = channel.slot, record.tag
-        seq = slot.post(channel.me, record, phase=WAITING if waits else ISSUED)
-        channel.mine.setdefault(tag, deque()).append((seq, record))
-        patience = Patience(self._outlook, group, record, seq)
+        group, slot, record, seq = where.group, where.slot, where.record, where.seq
         try:
             while True:
                 word = slot.word
-                met = _absorb(channel, tag, seq)
+                met = channel.meet(seq, record.tag)
                 if met is not None and met.key != record.key:
                     self._message_mismatch(channel, record, met, group.name)
                 if met is not None and met.flags & ABANDONED:
@@ -140,11 +243,13 @@ class Messages:
                 if is_over or not waits:
                     return
                 patience.check()
-                patience.sleep(slot, channel.me, word)
+                patience.sleep(word)
         except BaseException:
             slot.flag(channel.me, seq, ABANDONED)
             slot.set_phase(channel.me, IDLE)
             raise
+        finally:
+            channel.forget(seq)
 
     def _message_mismatch(
         self, channel: Channel, mine: Record, theirs: Record, group: str
@@ -169,32 +274,3 @@ class Messages:
             channel = Channel(slot, me, num_absorbed=slot.seq(me))
             self._channels[(group.key, *ends)] = channel
         return channel
-
-
-def _absorb(channel: Channel, tag: int, seq: int) -> Record | None:
-    """Take in what the peer has posted; return what message *seq* with *tag* meets, once there."""
-    slot, last = channel.slot, channel.slot.seq(channel.peer)
-    for number in range(channel.num_absorbed + 1, last + 1):
-        record = slot.record(channel.peer, number)
-        if record is None:
-            channel.is_lost = True  # too far behind to know which meets which
-            return None
-        channel.theirs.setdefault(record.tag, deque()).append((number, record))
-    # Never back: a peer that is not done with the latest agreement is still at an older number.
-    channel.num_absorbed = max(channel.num_absorbed, last)
-    mine, theirs = channel.mine.get(tag), channel.theirs.get(tag)
-    while mine and theirs:
-        own, _ = mine.popleft()
-        number, record = theirs.popleft()
-        if own == seq:
-            _forget_empty(channel, tag)
-            entry = slot.peek(channel.peer, number)
-            flags = record.flags if entry is None else entry[1]
-            return Record(**{**record.__dict__, "flags": flags})
-    return None
-
-
-def _forget_empty(channel: Channel, tag: int) -> None:
-    for queues in (channel.mine, channel.theirs):
-        if tag in queues and not queues[tag]:
-            del queues[tag]

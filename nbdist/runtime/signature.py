@@ -44,6 +44,8 @@ NAMES = {
 # In the order of torch's ReduceOp.RedOpType.
 _REDUCE_OPS = ("sum", "avg", "product", "min", "max", "band", "bor", "bxor", "premul_sum")
 
+TEXT_LIMIT = 256  # in characters; what is longer ends with a fingerprint of all of it
+
 Amounts = tuple[int, ...]
 
 
@@ -53,7 +55,8 @@ class Signature:
 
     Attributes:
         op: The user's name of the operation.
-        text: The call for people: ``all_reduce(float32[10], sum)``.
+        text: The call for people: ``all_reduce(float32[10], sum)``. Calls with different keys have
+            different texts.
         key: Hash of all that must be equal on every rank.
         size_bytes: Size of what this rank puts in.
         root: Rank in the group, where there is one.
@@ -94,11 +97,11 @@ def signature_of(op: str, args: Mapping[str, Any], *, rank: int, size: int) -> S
     """
     parts = _PARTS[op](args, rank, size)
     name = NAMES[op]
-    compared = repr(("message" if name in ("send", "recv") else name, *parts.compared)).encode()
+    compared = ("message" if name in ("send", "recv") else name, *parts.compared)
     return Signature(
         op=name,
-        text=f"{name}({', '.join(parts.shown)})",
-        key=int.from_bytes(hashlib.blake2b(compared, digest_size=8).digest()),
+        text=_limited(f"{name}({', '.join(parts.shown)})", compared),
+        key=int.from_bytes(_digest(compared)),
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in parts.moved),
         root=parts.root,
         gives=parts.gives,
@@ -155,12 +158,12 @@ def _rooted(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
     return _Parts(shown, [*_facts(tensors), *op, root], tensors, root=root)
 
 
-def _gathered_lists(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
+def _gathered_lists(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
     # Each rank names what it takes from every other: those lists are equal, however uneven.
     lists = args.get("output_tensors", args.get("output_lists", ()))
     inputs = args.get("input_tensors", args.get("input_list", ()))
     facts = [_facts(tensors) for tensors in lists]
-    return _Parts(_shown(inputs) if _is_even(lists) else _shown_lists(lists), facts, inputs)
+    return _Parts(_shown_beside(inputs, lists, size), facts, inputs)
 
 
 def _gathered(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
@@ -168,18 +171,20 @@ def _gathered(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
     return _Parts(_shown(inputs), _facts(inputs), inputs)
 
 
-def _scattered_lists(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
+def _scattered_lists(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
     lists, op = args["input_tensors"], _reduce_name(args["reduce_op"])
     inputs = [tensor for tensors in lists for tensor in tensors]
-    shown = _shown(args["output_tensors"]) if _is_even(lists) else _shown_lists(lists)
+    shown = _shown_beside(args["output_tensors"], lists, size)
     return _Parts([*shown, op], [*map(_facts, lists), op], inputs)
 
 
-def _scattered(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
+def _scattered(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
     outputs = args["outputs"] if "outputs" in args else [args["output_tensor"]]
     inputs = args["inputs"] if "inputs" in args else [args["input_tensor"]]
     op = _reduce_name(args["reduce_op"])
-    return _Parts([*_shown(inputs), op], [*_facts(outputs), op], inputs)
+    parts = [(*_kind(tensor), tensor.numel() / size) for tensor in inputs]
+    into = [] if _facts(outputs) == parts else ["into", *_shown(outputs)]
+    return _Parts([*_shown(inputs), *into, op], [*_facts(outputs), op], inputs)
 
 
 def _gathered_to_root(args: Mapping[str, Any], rank: int, size: int) -> _Parts:
@@ -217,7 +222,8 @@ def _exchanged_lists(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
 
 
 def _nothing(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
-    return _Parts([], [args["tensor"].device.type])
+    device = args["tensor"].device.type
+    return _Parts([] if device == "cpu" else [f"on {device}"], [device])
 
 
 def _message(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
@@ -255,9 +261,17 @@ _PARTS: dict[str, Callable[[Mapping[str, Any], int, int], _Parts]] = {
 
 def _shown(tensors: Sequence[Any]) -> list[str]:
     if len(tensors) > 4:
-        total = sum(tensor.numel() for tensor in tensors)
-        return [f"{len(tensors)} tensors of {total} elements, first {_show(tensors[0])}"]
+        facts, total = _facts(tensors), sum(tensor.numel() for tensor in tensors)
+        text = f"{len(tensors)} tensors of {total} elements, first {_show(tensors[0])}"
+        return [text if len(set(facts)) == 1 else f"{text}, {_fingerprint(facts)}"]
     return [_show(tensor) for tensor in tensors]
+
+
+def _shown_beside(own: Sequence[Any], lists: Sequence[Sequence[Any]], size: int) -> list[str]:
+    """Show one's own tensors, and the lists where they are not simply as many for each rank."""
+    facts, in_lists = _facts(own), [_facts(tensors) for tensors in lists]
+    is_even = in_lists in ([[fact] * size for fact in facts], [facts] * size)
+    return _shown(own) if is_even else _shown_lists(lists)
 
 
 def _shown_lists(lists: Sequence[Sequence[Any]]) -> list[str]:
@@ -266,7 +280,10 @@ def _shown_lists(lists: Sequence[Sequence[Any]]) -> list[str]:
 
 def _show(tensor: Any) -> str:
     where = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
-    return f"{_dtype(tensor)}{list(tensor.shape)}{where}"
+    layout = str(tensor.layout).removeprefix("torch.")
+    return (
+        f"{'' if layout == 'strided' else f'{layout} '}{_dtype(tensor)}{list(tensor.shape)}{where}"
+    )
 
 
 def _facts(tensors: Iterable[Any]) -> list[tuple[object, ...]]:
@@ -285,8 +302,16 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _is_even(lists: Sequence[Sequence[Any]]) -> bool:
-    return all(len({tensor.numel() for tensor in tensors}) <= 1 for tensors in lists)
+def _limited(text: str, compared: object) -> str:
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}... {_fingerprint(compared)})"
+
+
+def _fingerprint(compared: object) -> str:
+    return f"fingerprint {_digest(compared).hex()[:8]}"
+
+
+def _digest(compared: object) -> bytes:
+    return hashlib.blake2b(repr(compared).encode(), digest_size=8).digest()
 
 
 def _numels(lists: Sequence[Sequence[Any]]) -> Amounts:

@@ -26,7 +26,7 @@ MAX_RECORDS = 64
 TEXT_BYTES = 288
 SOURCE_BYTES = 160
 
-ASYNC, WENT_ON, ABANDONED = 1, 2, 4  # flags of a record
+ASYNC, WENT_ON, ABANDONED, VOID = 1, 2, 4, 8  # flags of a record
 IDLE, WAITING, ISSUED = 0, 1, 2  # phases of a member
 
 Phase = Literal["idle", "waiting", "issued"]
@@ -37,10 +37,12 @@ SLOT_MARK, FILLER_MARK = 0x51_07, 0xF1_11  # the first word of a slot, and of ro
 # Slot: what it is, number of members, size, futex word, records per ring, length of the key.
 SLOT_HEAD = struct.Struct("=IIQIII")
 _WAKE = 16
-# Member: sequence number, calls issued, futex flag, released, phase, any source, since.
+# Member: sequence number, calls issued, futex flag, released, phase, any source, since; beyond it
+# when the member has lost count, and key and number of its latest call that torch has refused.
 _MEMBER = struct.Struct("=QQIIIId")
 _MEMBER_BYTES = 64
 _SEQ, _ISSUED, _IS_WAITING, _RELEASED, _PHASE, _ANY_SOURCE, _SINCE = 0, 8, 16, 20, 24, 28, 32
+_LOST, _VOID_KEY, _VOID_SEQ = 40, 48, 56
 # Record: sequence number, key, bytes moved, flags, tag, has amounts, lengths of text and source.
 _RECORD = struct.Struct("=QQqIiIHH")
 _FLAGS = 24
@@ -83,8 +85,8 @@ class Record:
         text: The call for people: ``all_reduce(float32[10], sum)``.
         source: Where it was called: ``In[12]:7``.
         size_bytes: Size of the tensors that this rank puts in.
-        flags: ``ASYNC``, ``WENT_ON`` (into the native call without having seen all peers) and
-            ``ABANDONED`` (will never enter the native call).
+        flags: ``ASYNC``, ``WENT_ON`` (into the native call without having seen all peers),
+            ``ABANDONED`` (will never enter the native call) and ``VOID`` (torch has refused it).
         tag: Of a message from rank to rank.
         gives: Elements for each member, -1 where that does not matter; empty where none does.
         takes: Elements expected from each member, likewise.
@@ -164,9 +166,13 @@ class Slot:
     # Posting and reading ----------------------------------------------------------------------
 
     def post(self, member: int, record: Record, *, phase: int = WAITING) -> int:
-        """Publish the next call of *member* and wake who waits for it; return its number."""
+        """Publish the next call of *member* and wake who waits for it; return its number.
+
+        A call that was taken back has not been made: the next one has its number.
+        """
         base = self._members[member]
-        seq = int(self._u64[base >> 3]) + 1
+        seq = int(self._u64[base >> 3])
+        seq += not (seq and self._is_void(base, seq))
         self._write_record(base, seq, record)
         self._f64[(base + _SINCE) >> 3] = time.time()
         self._u32[(base + _PHASE) >> 2] = phase
@@ -212,6 +218,28 @@ class Slot:
         self._u32[(offset + _FLAGS) >> 2] |= flags
         self.wake((seq * self.num_members + member + 0x8000_0000) & 0xFFFF_FFFF)
 
+    def take_back(self, member: int, seq: int) -> None:
+        """Say that torch has refused the latest call of *member*, *seq*, before it sent anything.
+
+        Its key is kept: a peer that makes the same call may look for it only after the next post.
+        """
+        base = self._members[member]
+        self._u64[(base + _VOID_KEY) >> 3] = self._u64[(self._record_at(base, seq) + 8) >> 3]
+        self._u64[(base + _VOID_SEQ) >> 3] = seq
+        self.flag(member, seq, VOID)
+
+    def void_key(self, member: int, seq: int) -> int | None:
+        """Return the key of the call that *member* has taken back as number *seq*, if any."""
+        base = self._members[member]
+        if self._u64[(base + _VOID_SEQ) >> 3] != seq:
+            return None
+        return int(self._u64[(base + _VOID_KEY) >> 3])
+
+    def _is_void(self, base: int, seq: int) -> bool:
+        if self._u64[(base + _VOID_SEQ) >> 3] != seq:
+            return False
+        return bool(self._u32[(self._record_at(base, seq) + _FLAGS) >> 2] & VOID)
+
     def set_phase(self, member: int, phase: int) -> None:
         """Say what *member* does now with its latest call."""
         base = self._members[member]
@@ -240,6 +268,15 @@ class Slot:
         self._u32[(self._members[member] + _ANY_SOURCE) >> 2] = int(value)
         self.wake(0xFFFF_FFFF - member)
 
+    def lost_at(self, member: int) -> int:
+        """Return the number up to which messages had come when *member* lost count; 0 if never."""
+        return int(self._u64[(self._members[member] + _LOST) >> 3])
+
+    def lose_count(self, member: int) -> None:
+        """Say that *member* cannot tell any more which message meets which."""
+        self._u64[(self._members[member] + _LOST) >> 3] = max(map(self.seq, (0, 1)))
+        self.nudge()
+
     # Waiting ----------------------------------------------------------------------------------
 
     @property
@@ -264,6 +301,10 @@ class Slot:
         self._word.value = word
         if any(self._u32[(base + _IS_WAITING) >> 2] for base in self._members):
             self._word.wake(word)
+
+    def nudge(self) -> None:
+        """Let all who wait in this slot look again, though nobody has posted."""
+        self.wake(self.word ^ 0x4000_0000)
 
     # Coming and going -------------------------------------------------------------------------
 

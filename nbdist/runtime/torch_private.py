@@ -372,6 +372,26 @@ def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
     return undo
 
 
+#: Methods that go to the backend of a group past the operators, with a device as argument.
+_BACKEND_METHODS = ("_get_backend", "_start_coalescing", "_end_coalescing")
+
+
+def redirect_backends(in_use: Callable[[ProcessGroup], ProcessGroup]) -> None:
+    """Let a group that is asked for its backend answer for the group that stands in for it."""
+    changed: Any = ProcessGroup
+    for name in _BACKEND_METHODS:
+        if (original := getattr(changed, name, None)) is not None:
+            setattr(changed, name, _redirected(original, in_use))
+
+
+def _redirected(original: Kernel, in_use: Callable[[ProcessGroup], ProcessGroup]) -> Kernel:
+    @functools.wraps(original)
+    def method(self: ProcessGroup, *args: Any, **kwargs: Any) -> Any:
+        return original(in_use(self), *args, **kwargs)
+
+    return method
+
+
 def set_group_store(group: ProcessGroup, store: Store) -> None:
     """Let torch use *store* for *group*, and for groups that are made from it."""
     c10d._world.pg_map[group] = (c10d._world.pg_map[group][0], store)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from nbdist.errors import CollectiveMismatch, CollectiveTimeout, PeerFailed
 from nbdist.runtime.known_groups import KnownGroup
 from nbdist.runtime.outlook import Outlook
 from nbdist.runtime.signature import Signature, fits, has_to_wait
-from nbdist.runtime.slots import ABANDONED, ASYNC, WENT_ON, Record, Slot
+from nbdist.runtime.slots import ABANDONED, ASYNC, VOID, WENT_ON, Record, Slot
 from nbdist.runtime.table import Table
 from nbdist.runtime.wording import mismatch_text, missing_text, where_text
 
@@ -48,14 +49,15 @@ class Turn:
         for member in list(self.pending):
             if slot.seq(member) < self.seq:
                 continue
-            self.pending.remove(member)
+            if self._differs(member):
+                self._wait_for_others()
+                if self._differs(member):  # torch may have refused it meanwhile
+                    self._mismatch(member)
             entry = slot.peek(member, self.seq)
-            if entry is None:  # the ring has forgotten it: it passed long ago
-                continue
-            key, flags = entry
-            if key != self.record.key or not self._amounts_fit(member):
-                self._mismatch(flags)
-            has_given_up |= bool(flags & ABANDONED)
+            # The ring has forgotten a call that passed long ago.
+            if entry is None or not self._is_another(*entry):
+                self.pending.remove(member)
+                has_given_up |= entry is not None and bool(entry[1] & ABANDONED)
         if has_given_up:
             self._patience().wait_for_reason()
 
@@ -66,15 +68,16 @@ class Turn:
         slot, me = self.group.slot, self.group.me
         behind = {member for member in self.pending if slot.seq(member) < self.seq - 1}
         patience = self._patience(self._timeout)
-        while has_to_wait(self.signature.root, me, self.pending, self.group.size) or (
-            set(self.pending) - behind and patience.seconds < PATIENCE_S
+        while not self.group.hurried and (
+            has_to_wait(self.signature.root, me, self.pending, self.group.size)
+            or (set(self.pending) - behind and patience.seconds < PATIENCE_S)
         ):
             word = slot.word
             self.compare()
             if not self.pending:
                 break
             patience.check()
-            patience.sleep(slot, me, word)
+            patience.sleep(word)
         if self.pending:
             slot.flag(me, self.seq, WENT_ON)
         self._look_again()
@@ -88,7 +91,26 @@ class Turn:
                 self._patience().wait_for_reason()
 
     def _patience(self, timeout: Callable[[], float] | None = None) -> Patience:
-        return Patience(self._outlook, self.group, self.record, self.seq, timeout)
+        where = Place(self.group, self.group.slot, self.group.me, self.record, self.seq)
+        return Patience(self._outlook, where, timeout)
+
+    def _differs(self, member: int) -> bool:
+        """Say whether *member* has made another call where it had to make this one."""
+        entry = self.group.slot.peek(member, self.seq)
+        if entry is None or self._is_another(*entry):
+            return False
+        if self.group.slot.void_key(member, self.seq) == self.record.key:
+            return False  # it made the same one, which torch has refused
+        return entry[0] != self.record.key or not self._amounts_fit(member)
+
+    def _is_another(self, key: int, flags: int) -> bool:
+        """Say whether a peer is at a call that counts for none, since torch has refused it.
+
+        It was refused there, or it is the one that was refused here before this one.
+        """
+        if key == self.record.key:
+            return False
+        return bool(flags & VOID) or key == self.group.slot.void_key(self.group.me, self.seq)
 
     def _amounts_fit(self, member: int) -> bool:
         record = self.record
@@ -102,10 +124,10 @@ class Turn:
             theirs.gives, record.takes, member, me
         )
 
-    def _mismatch(self, flags: int) -> NoReturn:
-        self._wait_for_others()
+    def _mismatch(self, member: int) -> NoReturn:
         text = mismatch_text(self.group.slot, self.seq, self.group.name)
-        if flags & (ASYNC | WENT_ON):
+        entry = self.group.slot.peek(member, self.seq)
+        if entry is not None and entry[1] & (ASYNC | WENT_ON):
             # It is in the native call already and looks here only when something wakes it.
             rank = self.group.key.ranks[self.group.me]
             self._table.cancel(text, rank, of=rank, kind="mismatch")
@@ -121,19 +143,32 @@ class Turn:
             slot.wait(self.group.me, word, rest)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a rank waits.
+
+    Attributes:
+        group: Within which.
+        slot: Of the group, or of the messages between two of its ranks.
+        me: This rank among the slot's members.
+        record: Its call.
+        seq: The call's number.
+    """
+
+    group: KnownGroup
+    slot: Slot
+    me: int
+    record: Record
+    seq: int
+
+
 class Patience:
     """One wait: how long it has lasted, and what ends it."""
 
     def __init__(
-        self,
-        outlook: Outlook,
-        group: KnownGroup,
-        record: Record,
-        seq: int,
-        timeout: Callable[[], float] | None = None,
+        self, outlook: Outlook, where: Place, timeout: Callable[[], float] | None = None
     ) -> None:
-        self._outlook, self._group, self._record, self._seq = outlook, group, record, seq
-        self._timeout = timeout
+        self._outlook, self._where, self._timeout = outlook, where, timeout
         self._since = time.perf_counter()
 
     @property
@@ -141,45 +176,46 @@ class Patience:
         """How long it has lasted."""
         return time.perf_counter() - self._since
 
-    def sleep(self, slot: Slot, member: int, word: int) -> None:
+    def sleep(self, word: int) -> None:
         """Let a moment pass, or less if somebody posts after *word* was read."""
         if self.seconds < SPIN_S:
             os.sched_yield()
             return
-        slot.wait(member, word, TIMEOUT_SLICE_S)
+        self._where.slot.wait(self._where.me, word, TIMEOUT_SLICE_S)
 
     def check(self) -> None:
         """Raise if there is nothing to wait for any more."""
-        self._outlook.raise_if_cancelled(self._group, self._record, self._seq)
+        where = self._where
+        self._outlook.raise_if_cancelled(where.group, where.record, where.seq)
         if self._timeout is None or self.seconds < TIMEOUT_SLICE_S:
             return
         timeout_s = self._timeout()
         if self.seconds > timeout_s:
             raise CollectiveTimeout(
-                f"{where_text(self._record, self._group.name, self._seq)} has waited for "
+                f"{where_text(where.record, where.group.name, where.seq)} has waited for "
                 f"{timeout_s:g} s, the timeout of the group.\n"
-                f"{missing_text(self._group.slot, self._seq)}\n"
+                f"{missing_text(where.slot, where.seq)}\n"
                 "`timeout_s` in the config is how long the ranks wait for each other."
             )
 
     def wait_for_reason(self) -> NoReturn:
         """A peer has given this call up: say why, as soon as it has said so."""
-        slot, me = self._group.slot, self._group.me
+        slot, me, seq = self._where.slot, self._where.me, self._where.seq
         while self.seconds < REASON_PATIENCE_S:
             word = slot.word
             self.check()
             slot.wait(me, word, REASON_PATIENCE_S)
         gone = [
             str(rank)
-            for member, rank in enumerate(self._group.key.ranks)
+            for member, rank in enumerate(slot.key.ranks)
             if member != me
-            and (entry := slot.peek(member, self._seq)) is not None
+            and (entry := slot.peek(member, seq)) is not None
             and entry[1] & ABANDONED
         ]
         who = f"rank {gone[0]}" if len(gone) == 1 else f"ranks {', '.join(gone)}"
         raise PeerFailed(
             f"{who if gone else 'another rank'} gave up before this rank came.\n"
-            f"This rank was in {where_text(self._record, self._group.name, self._seq)}.\n"
+            f"This rank was in {where_text(self._where.record, self._where.group.name, seq)}.\n"
             "All variables of this rank are kept; the next cell works with the same groups.",
             culprit=int(gone[0]) if gone else -1,
         )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from pathlib import Path
 
 import pytest
 
-from nbdist.runtime.messages import Channel, _absorb
-from nbdist.runtime.slots import GroupKey, Record
+from nbdist.runtime.messages import Channel
+from nbdist.runtime.slots import ISSUED, VOID, GroupKey, Record
 from nbdist.runtime.table import Table
 
 SENDER, RECEIVER = 0, 1
@@ -24,10 +23,7 @@ def channel(tmp_path: Path) -> Channel:
 
 
 def send(channel: Channel, tag: int = 0) -> int:
-    record = Record(1, f"send tag {tag}", tag=tag)
-    seq = channel.slot.post(SENDER, record)
-    channel.mine.setdefault(tag, deque()).append((seq, record))
-    return seq
+    return channel.post(Record(1, f"send tag {tag}", tag=tag), phase=ISSUED)
 
 
 def receive(channel: Channel, text: str, tag: int = 0) -> int:
@@ -35,7 +31,7 @@ def receive(channel: Channel, text: str, tag: int = 0) -> int:
 
 
 def met(channel: Channel, seq: int, tag: int = 0) -> str | None:
-    record = _absorb(channel, tag, seq)
+    record = channel.meet(seq, tag)
     return None if record is None else record.text
 
 
@@ -75,3 +71,38 @@ def test_a_peer_that_is_a_ring_ahead_is_lost_and_not_compared(channel: Channel) 
 
     assert met(channel, seq) is None
     assert channel.is_lost
+
+
+def test_who_has_lost_count_tells_the_other_end_until_the_ranks_agree(channel: Channel) -> None:
+    other = Channel(channel.slot, RECEIVER, num_absorbed=0)
+    for _ in range(channel.slot.num_records + 1):
+        seq = send(channel)
+
+    other.meet(other.post(Record(1, "receive"), phase=ISSUED), tag=0)
+
+    assert [end.is_lost for end in (channel, other)] == [True, True]
+    for end in (channel, other):
+        channel.slot.set_seq(end.me, seq)
+        end.go_on_after(seq)
+    assert [end.is_lost for end in (channel, other)] == [False, False]
+
+
+def test_a_message_that_torch_has_refused_meets_nothing(channel: Channel) -> None:
+    channel.take_back(send(channel), tag=0)
+    refused = receive(channel, "refused")
+    channel.slot.flag(RECEIVER, refused, VOID)
+    seq = send(channel)
+
+    assert met(channel, seq) is None
+    receive(channel, "first that counts")
+
+    assert met(channel, seq) == "first that counts"
+
+
+def test_threads_that_send_at_once_each_learn_what_they_have_met(channel: Channel) -> None:
+    first, second = send(channel), send(channel)
+    receive(channel, "one")
+    receive(channel, "two")
+
+    assert met(channel, second) == "two"
+    assert met(channel, first) == "one"
