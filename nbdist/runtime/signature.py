@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 #: The user's name of each operator of torch's ``c10d`` library that is guarded.
@@ -97,16 +98,24 @@ def signature_of(op: str, args: Mapping[str, Any], *, rank: int, size: int) -> S
     """
     parts = _PARTS[op](args, rank, size)
     name = NAMES[op]
-    compared = ("message" if name in ("send", "recv") else name, *parts.compared)
+    text, key = _text_and_key(name, tuple(parts.shown), tuple(parts.compared))
     return Signature(
         op=name,
-        text=_limited(f"{name}({', '.join(parts.shown)})", compared),
-        key=int.from_bytes(_digest(compared)),
+        text=text,
+        key=key,
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in parts.moved),
         root=parts.root,
         gives=parts.gives,
         takes=parts.takes,
     )
+
+
+@lru_cache(maxsize=2048)
+def _text_and_key(name: str, shown: tuple[str, ...], parts: tuple[object, ...]) -> tuple[str, int]:
+    """Return text and key; a training loop makes the same few calls over and over."""
+    compared = ("message" if name in ("send", "recv") else name, *parts)
+    text = _limited(f"{name}({', '.join(shown)})", compared)
+    return text, int.from_bytes(_digest(compared))
 
 
 def fits(gives: Amounts, takes: Amounts, rank: int, peer: int) -> bool:
@@ -182,7 +191,7 @@ def _scattered(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
     outputs = args["outputs"] if "outputs" in args else [args["output_tensor"]]
     inputs = args["inputs"] if "inputs" in args else [args["input_tensor"]]
     op = _reduce_name(args["reduce_op"])
-    parts = [(*_kind(tensor), tensor.numel() / size) for tensor in inputs]
+    parts = tuple((*_kind(tensor), tensor.numel() / size) for tensor in inputs)
     into = [] if _facts(outputs) == parts else ["into", *_shown(outputs)]
     return _Parts([*_shown(inputs), *into, op], [*_facts(outputs), op], inputs)
 
@@ -270,7 +279,7 @@ def _shown(tensors: Sequence[Any]) -> list[str]:
 def _shown_beside(own: Sequence[Any], lists: Sequence[Sequence[Any]], size: int) -> list[str]:
     """Show one's own tensors, and the lists where they are not simply as many for each rank."""
     facts, in_lists = _facts(own), [_facts(tensors) for tensors in lists]
-    is_even = in_lists in ([[fact] * size for fact in facts], [facts] * size)
+    is_even = in_lists in ([(fact,) * size for fact in facts], [facts] * size)
     return _shown(own) if is_even else _shown_lists(lists)
 
 
@@ -279,27 +288,32 @@ def _shown_lists(lists: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def _show(tensor: Any) -> str:
-    where = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
-    layout = str(tensor.layout).removeprefix("torch.")
-    return (
-        f"{'' if layout == 'strided' else f'{layout} '}{_dtype(tensor)}{list(tensor.shape)}{where}"
-    )
+    return _text_of(tensor.dtype, tensor.shape, tensor.device.type, tensor.layout)
 
 
-def _facts(tensors: Iterable[Any]) -> list[tuple[object, ...]]:
-    return [(*_kind(tensor), tensor.numel()) for tensor in tensors]
+@lru_cache(maxsize=2048)
+def _text_of(dtype: object, shape: tuple[int, ...], device: str, layout: object) -> str:
+    kind = _kind_of(dtype, device, layout)
+    where = "" if device == "cpu" else f" on {device}"
+    how = "" if kind[2] == "strided" else f"{kind[2]} "
+    return f"{how}{kind[0]}{list(shape)}{where}"
 
 
-def _kinds(tensors: Iterable[Any]) -> list[tuple[str, ...]]:
-    return [_kind(tensor) for tensor in tensors]
+def _facts(tensors: Iterable[Any]) -> tuple[tuple[object, ...], ...]:
+    return tuple((*_kind(tensor), tensor.numel()) for tensor in tensors)
+
+
+def _kinds(tensors: Iterable[Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple(map(_kind, tensors))
 
 
 def _kind(tensor: Any) -> tuple[str, ...]:
-    return _dtype(tensor), tensor.device.type, str(tensor.layout)
+    return _kind_of(tensor.dtype, tensor.device.type, tensor.layout)
 
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+@lru_cache(maxsize=256)
+def _kind_of(dtype: object, device: str, layout: object) -> tuple[str, ...]:
+    return str(dtype).removeprefix("torch."), device, str(layout).removeprefix("torch.")
 
 
 def _limited(text: str, compared: object) -> str:
