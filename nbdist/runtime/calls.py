@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import site
 import sysconfig
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from nbdist.runtime.signature import Signature
 from nbdist.runtime.slots import Record
@@ -36,10 +38,20 @@ def source_of(frame: FrameType | None) -> str:
     """Return the line of the innermost cell below *frame*; without one, that of the user's file."""
     fallback = ""
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(CELL_PREFIXES):
+        whose, name = _file(frame.f_code.co_filename)
+        if whose == "cell":
             return f"{name}:{frame.f_lineno}"
-        if not fallback and not name.startswith(_NOT_THE_USERS):
-            fallback = f"{Path(name).name}:{frame.f_lineno}"
+        if whose == "user" and not fallback:
+            fallback = f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return fallback
+
+
+@lru_cache(maxsize=4096)
+def _file(path: str) -> tuple[Literal["cell", "user", "library"], str]:
+    """Say whose file this is, and what people call it."""
+    if path.startswith(CELL_PREFIXES):
+        return "cell", path
+    if path.startswith(_NOT_THE_USERS):
+        return "library", path
+    return "user", Path(path).name

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 #: The user's name of each operator of torch's ``c10d`` library that is guarded.
@@ -44,6 +45,8 @@ NAMES = {
 # In the order of torch's ReduceOp.RedOpType.
 _REDUCE_OPS = ("sum", "avg", "product", "min", "max", "band", "bor", "bxor", "premul_sum")
 
+TEXT_LIMIT = 256  # in characters; what is longer ends with a fingerprint of all of it
+
 Amounts = tuple[int, ...]
 
 
@@ -53,7 +56,8 @@ class Signature:
 
     Attributes:
         op: The user's name of the operation.
-        text: The call for people: ``all_reduce(float32[10], sum)``.
+        text: The call for people: ``all_reduce(float32[10], sum)``. Calls with different keys have
+            different texts.
         key: Hash of all that must be equal on every rank.
         size_bytes: Size of what this rank puts in.
         root: Rank in the group, where there is one.
@@ -94,16 +98,24 @@ def signature_of(op: str, args: Mapping[str, Any], *, rank: int, size: int) -> S
     """
     parts = _PARTS[op](args, rank, size)
     name = NAMES[op]
-    compared = repr(("message" if name in ("send", "recv") else name, *parts.compared)).encode()
+    text, key = _text_and_key(name, tuple(parts.shown), tuple(parts.compared))
     return Signature(
         op=name,
-        text=f"{name}({', '.join(parts.shown)})",
-        key=int.from_bytes(hashlib.blake2b(compared, digest_size=8).digest()),
+        text=text,
+        key=key,
         size_bytes=sum(tensor.numel() * tensor.element_size() for tensor in parts.moved),
         root=parts.root,
         gives=parts.gives,
         takes=parts.takes,
     )
+
+
+@lru_cache(maxsize=2048)
+def _text_and_key(name: str, shown: tuple[str, ...], parts: tuple[object, ...]) -> tuple[str, int]:
+    """Return text and key; a training loop makes the same few calls over and over."""
+    compared = ("message" if name in ("send", "recv") else name, *parts)
+    text = _limited(f"{name}({', '.join(shown)})", compared)
+    return text, int.from_bytes(_digest(compared))
 
 
 def fits(gives: Amounts, takes: Amounts, rank: int, peer: int) -> bool:
@@ -155,12 +167,12 @@ def _rooted(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
     return _Parts(shown, [*_facts(tensors), *op, root], tensors, root=root)
 
 
-def _gathered_lists(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
+def _gathered_lists(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
     # Each rank names what it takes from every other: those lists are equal, however uneven.
     lists = args.get("output_tensors", args.get("output_lists", ()))
     inputs = args.get("input_tensors", args.get("input_list", ()))
     facts = [_facts(tensors) for tensors in lists]
-    return _Parts(_shown(inputs) if _is_even(lists) else _shown_lists(lists), facts, inputs)
+    return _Parts(_shown_beside(inputs, lists, size), facts, inputs)
 
 
 def _gathered(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
@@ -168,18 +180,20 @@ def _gathered(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
     return _Parts(_shown(inputs), _facts(inputs), inputs)
 
 
-def _scattered_lists(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
+def _scattered_lists(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
     lists, op = args["input_tensors"], _reduce_name(args["reduce_op"])
     inputs = [tensor for tensors in lists for tensor in tensors]
-    shown = _shown(args["output_tensors"]) if _is_even(lists) else _shown_lists(lists)
+    shown = _shown_beside(args["output_tensors"], lists, size)
     return _Parts([*shown, op], [*map(_facts, lists), op], inputs)
 
 
-def _scattered(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
+def _scattered(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
     outputs = args["outputs"] if "outputs" in args else [args["output_tensor"]]
     inputs = args["inputs"] if "inputs" in args else [args["input_tensor"]]
     op = _reduce_name(args["reduce_op"])
-    return _Parts([*_shown(inputs), op], [*_facts(outputs), op], inputs)
+    parts = tuple((*_kind(tensor), tensor.numel() / size) for tensor in inputs)
+    into = [] if _facts(outputs) == parts else ["into", *_shown(outputs)]
+    return _Parts([*_shown(inputs), *into, op], [*_facts(outputs), op], inputs)
 
 
 def _gathered_to_root(args: Mapping[str, Any], rank: int, size: int) -> _Parts:
@@ -217,7 +231,8 @@ def _exchanged_lists(args: Mapping[str, Any], _rank: int, size: int) -> _Parts:
 
 
 def _nothing(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
-    return _Parts([], [args["tensor"].device.type])
+    device = args["tensor"].device.type
+    return _Parts([] if device == "cpu" else [f"on {device}"], [device])
 
 
 def _message(args: Mapping[str, Any], _rank: int, _size: int) -> _Parts:
@@ -255,9 +270,17 @@ _PARTS: dict[str, Callable[[Mapping[str, Any], int, int], _Parts]] = {
 
 def _shown(tensors: Sequence[Any]) -> list[str]:
     if len(tensors) > 4:
-        total = sum(tensor.numel() for tensor in tensors)
-        return [f"{len(tensors)} tensors of {total} elements, first {_show(tensors[0])}"]
+        facts, total = _facts(tensors), sum(tensor.numel() for tensor in tensors)
+        text = f"{len(tensors)} tensors of {total} elements, first {_show(tensors[0])}"
+        return [text if len(set(facts)) == 1 else f"{text}, {_fingerprint(facts)}"]
     return [_show(tensor) for tensor in tensors]
+
+
+def _shown_beside(own: Sequence[Any], lists: Sequence[Sequence[Any]], size: int) -> list[str]:
+    """Show one's own tensors, and the lists where they are not simply as many for each rank."""
+    facts, in_lists = _facts(own), [_facts(tensors) for tensors in lists]
+    is_even = in_lists in ([(fact,) * size for fact in facts], [facts] * size)
+    return _shown(own) if is_even else _shown_lists(lists)
 
 
 def _shown_lists(lists: Sequence[Sequence[Any]]) -> list[str]:
@@ -265,28 +288,44 @@ def _shown_lists(lists: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def _show(tensor: Any) -> str:
-    where = "" if tensor.device.type == "cpu" else f" on {tensor.device.type}"
-    return f"{_dtype(tensor)}{list(tensor.shape)}{where}"
+    return _text_of(tensor.dtype, tensor.shape, tensor.device.type, tensor.layout)
 
 
-def _facts(tensors: Iterable[Any]) -> list[tuple[object, ...]]:
-    return [(*_kind(tensor), tensor.numel()) for tensor in tensors]
+@lru_cache(maxsize=2048)
+def _text_of(dtype: object, shape: tuple[int, ...], device: str, layout: object) -> str:
+    kind = _kind_of(dtype, device, layout)
+    where = "" if device == "cpu" else f" on {device}"
+    how = "" if kind[2] == "strided" else f"{kind[2]} "
+    return f"{how}{kind[0]}{list(shape)}{where}"
 
 
-def _kinds(tensors: Iterable[Any]) -> list[tuple[str, ...]]:
-    return [_kind(tensor) for tensor in tensors]
+def _facts(tensors: Iterable[Any]) -> tuple[tuple[object, ...], ...]:
+    return tuple((*_kind(tensor), tensor.numel()) for tensor in tensors)
+
+
+def _kinds(tensors: Iterable[Any]) -> tuple[tuple[str, ...], ...]:
+    return tuple(map(_kind, tensors))
 
 
 def _kind(tensor: Any) -> tuple[str, ...]:
-    return _dtype(tensor), tensor.device.type, str(tensor.layout)
+    return _kind_of(tensor.dtype, tensor.device.type, tensor.layout)
 
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+@lru_cache(maxsize=256)
+def _kind_of(dtype: object, device: str, layout: object) -> tuple[str, ...]:
+    return str(dtype).removeprefix("torch."), device, str(layout).removeprefix("torch.")
 
 
-def _is_even(lists: Sequence[Sequence[Any]]) -> bool:
-    return all(len({tensor.numel() for tensor in tensors}) <= 1 for tensors in lists)
+def _limited(text: str, compared: object) -> str:
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}... {_fingerprint(compared)})"
+
+
+def _fingerprint(compared: object) -> str:
+    return f"fingerprint {_digest(compared).hex()[:8]}"
+
+
+def _digest(compared: object) -> bytes:
+    return hashlib.blake2b(repr(compared).encode(), digest_size=8).digest()
 
 
 def _numels(lists: Sequence[Sequence[Any]]) -> Amounts:

@@ -326,6 +326,8 @@ def is_lost_connection(exc: BaseException) -> bool:
 
 def is_real(value: Any) -> bool:
     """Say whether *value* is a tensor with data: neither traced nor on the meta device."""
+    if type(value) is torch.Tensor:
+        return not value.is_meta
     from torch._subclasses.fake_tensor import FakeTensor
 
     return (

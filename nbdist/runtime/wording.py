@@ -5,6 +5,7 @@ Pure: records and slots in, text out.
 
 from __future__ import annotations
 
+from nbdist.runtime.signature import fits
 from nbdist.runtime.slots import Record, Slot
 
 _WORLD = "0"  # torch's name of the first group that is made
@@ -32,10 +33,31 @@ def mismatch_text(slot: Slot, seq: int, group: str) -> str:
         [
             f"the ranks of group {_name(group)} call different things as collective #{seq}:",
             *lines,
+            *_misfits(slot, seq),
             "Every rank of a group has to call the same collectives in the same order, with equal "
             "dtype and number of elements. All variables are kept.",
         ]
     )
+
+
+def _misfits(slot: Slot, seq: int) -> list[str]:
+    """Name the pairs of ranks of which one gives another amount than the other takes."""
+    records = [slot.record(member, seq) for member in range(slot.num_members)]
+    members = [(member, record) for member, record in enumerate(records) if record is not None]
+    pairs = [
+        (slot.key.ranks[giver], slot.key.ranks[taker], given.gives[taker], taken.takes[giver])
+        for giver, given in members
+        for taker, taken in members
+        if given.key == taken.key and not fits(given.gives, taken.takes, giver, taker)
+    ]
+    return [
+        f"  rank {giver} gives rank {taker} {_elements(gives)}, rank {taker} takes {takes} from it"
+        for giver, taker, gives, takes in pairs
+    ]
+
+
+def _elements(count: int) -> str:
+    return f"{count} element" if count == 1 else f"{count} elements"
 
 
 def _name(group: str) -> str:

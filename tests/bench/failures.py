@@ -19,20 +19,26 @@ NUM_TIMES = 5
 # Guard on and off in turns, so that what changes on the machine hits both.
 GUARD = """\
 import time
-def per_call(mode, x, n):
+def reduce_async(x):
+    dist.all_reduce(x, async_op=True).wait()
+def per_call(mode, reduce, x, n):
     nbdist.guard(mode)
     dist.barrier()
     begin = time.perf_counter()
     for _ in range(n):
-        dist.all_reduce(x)
+        reduce(x)
     return (time.perf_counter() - begin) / n
-for name, size, n in (("small", 1, 300), ("large", 25 * 2**18, 4)):
+for name, reduce, size, n in (
+    ("small", dist.all_reduce, 1, 300),
+    ("async", reduce_async, 1, 300),
+    ("large", dist.all_reduce, 25 * 2**18, 4),
+):
     x = torch.ones(size)
     for mode in ("on", "off"):
-        per_call(mode, x, n // 2)
+        per_call(mode, reduce, x, n // 2)
     for _ in range(7):
         x.fill_(1)
-        times = {mode: per_call(mode, x, n) for mode in ("off", "on")}
+        times = {mode: per_call(mode, reduce, x, n) for mode in ("off", "on")}
         if rank == 0:
             print(f"{name}:{times['off']!r}:{times['on']!r}:")
 nbdist.guard("on")"""
@@ -59,11 +65,18 @@ DIE = "import os\nif rank == 1: os.kill(os.getpid(), 9)"
 
 
 def guard(visit: Visit) -> list[Reading]:
-    found = re.findall(r"(small|large):([\d.e-]+):([\d.e-]+):", visit.on_ranks(GUARD).everything)
+    shown = visit.on_ranks(GUARD).everything
+    found = re.findall(r"(small|async|large):([\d.e-]+):([\d.e-]+):", shown)
     pairs = [(name, float(off), float(on)) for name, off, on in found]
-    small = [on - off for name, off, on in pairs if name == "small"]
+    added = {
+        kind: [on - off for name, off, on in pairs if name == kind] for kind in ("small", "async")
+    }
     large = [on / off for name, off, on in pairs if name == "large"]
-    return [visit.reading("guard_small", small), visit.reading("guard_large", large)]
+    return [
+        visit.reading("guard_small", added["small"]),
+        visit.reading("guard_async", added["async"]),
+        visit.reading("guard_large", large),
+    ]
 
 
 def freed(visit: Visit) -> list[Reading]:

@@ -280,6 +280,13 @@ MEASURES = {
                 MILLI,
                 (Budget(0.25),),
             ),
+            Row(
+                "guard_async",
+                "the guard adds to an asynchronous one and its wait",
+                "ms",
+                MILLI,
+                (Budget(0.25),),
+            ),
             Row("guard_large", "25 MB all_reduce, guarded", "× unguarded", budgets=(Budget(1.03),)),
         ),
     ),

@@ -6,6 +6,7 @@ import os
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -74,7 +75,6 @@ def subgroups(world: World) -> None:
     local = [dist.new_group([0, 1], use_local_synchronization=True) for _ in range(world.rank < 2)]
     for group in local:
         world.say(local=total(group))
-        dist.destroy_process_group(group)
     local = [dist.new_group([0, 1], use_local_synchronization=True) for _ in range(world.rank < 2)]
     for group in local:
         world.say(local_again=total(group))
@@ -106,6 +106,29 @@ def dies(world: World) -> None:
     world.lifeline.rebuild(world.open_store(), 1)
     world.guard.rebuilt()
     after_a_death(world)
+
+
+def backends(world: World) -> None:
+    """After a rebuild, ask the groups for their backends and use those."""
+    world.join(timeout_s=15)
+    pair: Any = dist.new_group([0, 1])
+    cpu = torch.device("cpu")
+    pair._get_backend(cpu)
+    world.meet()
+    world.lifeline.abort("the test says so", generation=world.generation)
+    world.resync()
+    world.rebuild()
+    whole: Any = dist.group.WORLD
+    sums = []
+    for group in (whole, pair):
+        data = torch.ones(1)
+        group._get_backend(cpu).allreduce([data]).wait()
+        sums.append(data.item())
+    parts = [torch.ones(1), torch.ones(2)]
+    with vars(dist)["_coalescing_manager"](pair):
+        for part in parts:
+            dist.all_reduce(part, group=pair)
+    world.say(sums=sums, coalesced=[part[0].item() for part in parts])
 
 
 def after_a_death(world: World) -> None:

@@ -1,4 +1,4 @@
-"""On real ranks: groups with the name of an earlier one are told apart from it, on all ranks."""
+"""On real ranks: groups that are made again, by the user or after an abort."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def test_a_fresh_rank_counts_groups_as_the_others_do() -> None:
 
     assert first["sums"] == [3, 2, 3, 2]
     assert second["sums"] == [3, 3]
+
+
+def test_a_group_made_anew_gives_out_its_new_backend() -> None:
+    for facts in run_ranks(SCRIPT, "backends", 2):
+        assert facts["sums"] == facts["coalesced"] == [2, 2]

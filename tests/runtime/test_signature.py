@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nbdist.runtime.signature import NAMES, Signature, fits, has_to_wait, signature_of
+from nbdist.runtime.slots import TEXT_BYTES
 
 SIZE = 3
 
@@ -295,3 +298,80 @@ def test_a_rank_is_held_back_only_where_that_keeps_nobody_from_ending(
     root: int | None, rank: int, pending: list[int], expected: bool
 ) -> None:
     assert has_to_wait(root, rank, pending, SIZE) == expected
+
+
+# What people see ----------------------------------------------------------------------------------
+
+DTYPES = st.sampled_from([torch.float32, torch.float64, torch.int32])
+LAYOUTS = st.sampled_from([torch.strided, torch.sparse_coo])
+DEVICES = st.sampled_from(["cpu", "meta"])
+tensors = st.builds(
+    lambda shape, dtype, layout, device: torch.zeros(
+        shape, dtype=dtype, layout=layout, device=device
+    ),
+    st.lists(st.integers(1, 3), min_size=1, max_size=2),
+    DTYPES,
+    LAYOUTS,
+    DEVICES,
+)
+lists = st.lists(tensors, min_size=1, max_size=7)
+ops = st.integers(0, 8).map(Op)
+roots = st.integers(0, SIZE - 1)
+calls = st.one_of(
+    st.builds(lambda t, o: of("allreduce_", tensors=t, reduce_op=o), lists, ops),
+    st.builds(lambda t, o: of("allreduce_coalesced_", tensors=t, reduce_op=o), lists, ops),
+    st.builds(lambda t, r: of("broadcast_", tensors=t, root_rank=r), lists, roots),
+    st.builds(
+        lambda t, o, r: of("reduce_", tensors=t, reduce_op=o, root_rank=r), lists, ops, roots
+    ),
+    st.builds(lambda t, i: of("allgather_", output_tensors=[t], input_tensors=[i]), lists, tensors),
+    st.builds(
+        lambda t, i: of("allgather_coalesced_", output_lists=[t], input_list=i), lists, lists
+    ),
+    st.builds(
+        lambda t, i, o: of("reduce_scatter_", input_tensors=[t], output_tensors=[i], reduce_op=o),
+        lists,
+        tensors,
+        ops,
+    ),
+    st.builds(
+        lambda t, i, o: of("_reduce_scatter_base_", output_tensor=t, input_tensor=i, reduce_op=o),
+        tensors,
+        tensors,
+        ops,
+    ),
+    st.builds(lambda t: of("_allgather_base_", output_tensor=t, input_tensor=t), tensors),
+    st.builds(
+        lambda t, r: of("gather_", input_tensors=t, output_tensors=[], root_rank=r), lists, roots
+    ),
+    st.builds(lambda t: of("alltoall_", input_tensors=t, output_tensors=t), lists),
+    st.builds(lambda t: of("alltoall_base_", input=t, output=t), tensors),
+    st.builds(lambda t: of("barrier", tensor=t), tensors),
+    st.builds(lambda t, tag: of("send", tensors=[t], tag=tag), tensors, st.integers(0, 2)),
+)
+
+
+@given(calls, calls)
+def test_calls_that_differ_never_read_alike(one: Signature, other: Signature) -> None:
+    if one.key != other.key:
+        assert one.text != other.text
+
+
+@pytest.mark.parametrize("num", [3, 50])
+def test_long_lists_read_differently_however_late_they_differ(num: int) -> None:
+    both = [
+        of("allgather_", output_tensors=[[t(1)] * num + [t(last)]], input_tensors=[t(1)])
+        for last in (1000, 1001)
+    ]
+    spelled = [
+        of("alltoall_", input_tensors=[t(*[1] * 60, n)] * 4, output_tensors=[]) for n in (1, 2)
+    ]
+
+    assert both[0].text != both[1].text
+    assert all(len(signature.text.encode()) < TEXT_BYTES for signature in [*both, *spelled])
+
+
+def test_the_layout_of_a_sparse_tensor_is_shown() -> None:
+    sparse = torch.zeros(3, layout=torch.sparse_coo)
+
+    assert all_reduce(sparse).text == "all_reduce(sparse_coo float32[3], sum)"

@@ -95,6 +95,18 @@ def test_flags_are_added_later(table: Table) -> None:
     assert slot.peek(0, 1) == (1, ASYNC | ABANDONED)
 
 
+def test_a_call_that_torch_refused_gives_its_number_to_the_next(table: Table) -> None:
+    slot = table.slot(WORLD, 0)
+    slot.post(0, record(1))
+    slot.take_back(0, slot.post(0, record(2)))
+
+    assert slot.post(0, record(3)) == 2
+    assert slot.peek(0, 2) == (3, 0)
+    assert slot.void_key(0, 2) == 2
+    assert slot.post(0, record(4)) == 3
+    assert slot.void_key(0, 3) is None
+
+
 def test_everybody_sees_who_waits_for_what(table: Table) -> None:
     slot = table.slot(WORLD, 0)
     slot.post(0, record())
