@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from nbdist.processes import ProcessId
 from nbdist.sessions.channels import Channels, State, judge
 from nbdist.sessions.session import Session
 from nbdist.view.hang import hang_headline
-from tests.sessions.driving import error, finished, ranks, statuses, values
+from tests.sessions.driving import PATIENCE_S, error, finished, ranks, statuses, values
 from tests.sessions.fakes import NO_PID, FakeProcesses, fake_processes
 from tests.waiting import wait_until
 
@@ -55,9 +56,8 @@ class FakeController:
         sockets = {"mux": (1, 2), "control": (3, 4), "iopub": (5, 6)}
         for index, side in enumerate(("client", "engine")):
             ports = {name: numbers[index] for name, numbers in sockets.items()}
-            content = json.dumps({"interface": interface, **ports})
             path = connection_file(processes.folder, side)
-            path.write_text(content, encoding="utf-8")
+            processes.folder.write_json(path, {"interface": interface, **ports})
         self._is_over = threading.Event()
         self._threads = [
             threading.Thread(target=self._relay, args=(name, interface, *numbers))
@@ -125,16 +125,15 @@ def test_a_controller_that_passes_nothing_on_is_named_until_it_does(
 def test_a_controller_with_a_broken_relay_is_ended_so_that_another_takes_its_place(
     processes: FakeProcesses, controller: FakeController
 ) -> None:
-    pid = os.fork()
-    if pid == 0:
-        signal.pause()
-        os._exit(0)
-    processes.controller = ProcessId.of(pid)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        processes.controller = ProcessId.of(process.pid)
 
-    controller.silent = {"mux"}
+        controller.silent = {"mux"}
 
-    ended, status = os.waitpid(pid, 0)
-    assert (ended, os.waitstatus_to_exitcode(status)) == (pid, -signal.SIGKILL)
+        try:
+            assert process.wait(PATIENCE_S) == -signal.SIGKILL
+        finally:
+            process.kill()
 
 
 # With real ranks --------------------------------------------------------------------------------
