@@ -71,6 +71,7 @@ class Lifeline:
         self._store_sockets: Sockets = {}
         self._before: Sockets | None = None  # while a group or a store is being made
         self._connects_since = math.inf
+        self._dead: list[ProcessGroup] = []  # native groups that were replaced
         self._ddp_modules: weakref.WeakSet[Any] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
         self._waiting = Waiting(self.raise_if_aborted)
@@ -280,6 +281,18 @@ class Lifeline:
         for root in torch_private.fsdp_roots():
             torch_private.reset_fsdp(root)
 
+    def let_go_of_dead_groups(self) -> None:
+        """Drop the native groups that were replaced, where nobody has to wait for that.
+
+        Called when nothing of the cells that used them is held any more, such as an error with its
+        frames. The last reference to a group joins gloo's threads, and one of them may be stuck
+        (`waiting`) until the group's timeout: dropped by the main thread, all of a rank would stand
+        still. The thread that drops them is a daemon: it ends with the group.
+        """
+        if self._dead:
+            dead, self._dead = self._dead, []
+            threading.Thread(target=dead.clear, name="nbdist-let-go", daemon=True).start()
+
     def _begin(self, generation: int) -> None:
         with self._lock:
             self.generation = generation
@@ -301,8 +314,7 @@ class Lifeline:
         before = self._hooks.in_use(group)
         self._hooks.stand_in(group, fresh)
         if before is not group:
-            _let_go([before])
-            del before
+            self._dead.append(before)
         torch_private.set_group_store(group, store)
 
     # Whose sockets these are --------------------------------------------------------------------
@@ -354,12 +366,3 @@ class Lifeline:
             yield
         finally:
             self._connects_since = outer
-
-
-def _let_go(groups: list[ProcessGroup]) -> None:
-    """Drop native groups, with their threads and sockets, where nobody has to wait for that.
-
-    The last reference to a group joins gloo's threads, and one of them may be stuck (`waiting`)
-    until the group's timeout. The thread is a daemon: it ends with the group.
-    """
-    threading.Thread(target=groups.clear, name="nbdist-let-go", daemon=True).start()
