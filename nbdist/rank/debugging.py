@@ -1,8 +1,8 @@
 """pdb on a rank: the stop button ends the cell, and a stack is that of the user, with its lines.
 
 ``breakpoint()``, ``dist.breakpoint()``, ipdb and ``%debug`` each make a debugger of their own, so
-what is changed are the classes of the standard library that all of them come from. Their names that
-this needs were read in Python 3.11 to 3.14; where one is missing pdb stays as it is in that.
+what is changed are the classes of the standard library that all of them come from. The names that
+this needs are in Python 3.11 to 3.13; it was run with 3.11.
 """
 
 from __future__ import annotations
