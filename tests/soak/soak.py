@@ -20,6 +20,7 @@ from tests.soak.growth import Sample
 KINDS = [*good.KINDS, *failing.KINDS, *stopped.KINDS, *dying.KINDS, *values.KINDS]
 WARM_UP = 1 / 3  # of all cells; any rank may die in it, later rank 0 lives on and is measured
 NUM_SAMPLES = 13
+LAST_LINES = 12
 MAX_FAILURES = 10  # a session is begun anew after each
 CELLS_BETWEEN_MEASURES = 50
 
@@ -104,8 +105,16 @@ def problem_of(bench: Bench, plan: Plan, findings: Findings, number: int, kind: 
     except Hang as exc:
         return f"cell {number} of {plan.num_ranks} ranks, {kind.name}: HANG: {exc}"
     except Exception as exc:  # noqa: BLE001 - whatever it is, it is what the soak looks for
-        return f"cell {number} of {plan.num_ranks} ranks, {kind.name}: {type(exc).__name__}: {exc}"
+        said = f"{type(exc).__name__}: {exc}{last_words(bench)}"
+        return f"cell {number} of {plan.num_ranks} ranks, {kind.name}: {said}"
     return None
+
+
+def last_words(bench: Bench) -> str:
+    """Return what the ranks that are dead wrote last."""
+    session = bench.session
+    tails = (session.log_tail(rank, LAST_LINES) for rank in session.dead_ranks)
+    return "".join(f"\n{tail}" for tail in tails)
 
 
 def count(bench: Bench, plan: Plan, findings: Findings, number: int) -> None:
