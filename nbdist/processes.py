@@ -55,6 +55,12 @@ class ProcessId:
                 os.kill(self.pid, signum)
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped process *pid* (SIGSTOP), so that it cannot answer."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] == "T"
+
+
 def _stat(pid: int) -> list[str] | None:
     """Return the fields of ``/proc/PID/stat`` from the state (field 3) on."""
     try:

@@ -44,7 +44,6 @@ from nbdist.rank import minder
 from nbdist.rank.children import (
     RankProcess,
     StoreKeeper,
-    is_stopped,
     json_lines,
     make_pipe,
     start_store_keeper,
@@ -519,7 +518,7 @@ class Agent:
 
     def _look_at_store(self) -> None:
         """Let a store keeper go on that a signal has stopped: all ranks would wait for it."""
-        if self._store is not None and is_stopped(self._store.pid):
+        if self._store is not None and processes.is_stopped(self._store.pid):
             logger.warning("the store keeper was stopped from outside, and is continued")
             os.kill(self._store.pid, signal.SIGCONT)
 

@@ -14,11 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
-
 from nbdist import private
 from nbdist.folder import SessionFolder
-from nbdist.processes import ProcessId
+from nbdist.processes import ProcessId, is_stopped
 from nbdist.wire import end_of_log
 
 logger = logging.getLogger(__name__)
@@ -144,14 +142,6 @@ def make_pipe() -> tuple[int, int]:
         logger.info("the pipe keeps its default size")  # beyond the user's limit of pipe pages
     os.set_blocking(output, False)
     return output, output_end
-
-
-def is_stopped(pid: int) -> bool:
-    """Say whether a signal has stopped the process *pid*."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False
 
 
 def json_lines(pending: bytearray, data: bytes) -> list[dict[str, Any]]:

@@ -24,12 +24,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import psutil
 import zmq
 
 from nbdist import private
 from nbdist.launchers.launcher import RELAYS, connection_file
 from nbdist.launchers.start import Processes
+from nbdist.processes import is_stopped
 from nbdist.sessions.transport import PROBE
 
 logger = logging.getLogger(__name__)
@@ -189,12 +189,9 @@ class Channels:
 
 def describe(pid: int) -> str:
     """Say that nothing passes, why as far as one can see, and what to do; *pid*: the controller."""
-    try:
-        is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    except psutil.Error:
-        is_stopped = False
-    how = "is stopped from outside" if is_stopped else "passes nothing on"
-    cure = f"`kill -CONT {pid}` in a shell lets it go on; " if is_stopped else ""
+    has_stopped = is_stopped(pid)
+    how = "is stopped from outside" if has_stopped else "passes nothing on"
+    cure = f"`kill -CONT {pid}` in a shell lets it go on; " if has_stopped else ""
     return (
         f"The controller (an ipyparallel process, pid {pid}) {how}: nothing reaches the ranks, and "
         "nothing comes from them.\n"

@@ -10,6 +10,7 @@ import psutil
 
 from nbdist import wire
 from nbdist.launchers.start import Processes
+from nbdist.processes import is_stopped
 from nbdist.sessions import dumps
 from nbdist.sessions.load import CpuSight, overload, sight_of
 from nbdist.sessions.stacks import silence
@@ -85,11 +86,9 @@ def _state(
 
 
 def _why_silent(pid: int, stack: Path, before: CpuSight | None) -> str:
-    try:
-        is_stopped = psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    except psutil.Error:
+    if not psutil.pid_exists(pid):
         return "it is gone"
-    if is_stopped:
+    if is_stopped(pid):
         return f"stopped by SIGSTOP (kill -CONT {pid})"
     return silence(dumps.ask(pid, stack), overload(before, sight_of(pid)))
 

@@ -16,6 +16,7 @@ import pytest
 
 import nbdist
 from nbdist.launchers.start import last_words
+from tests.launchers.unsharing import needs_unshare
 
 SCRIPT = Path(__file__).parent / "start_script.py"
 PACKAGE = Path(nbdist.__file__).parent
@@ -37,16 +38,6 @@ def started(
     assert done.stdout, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def can_unshare() -> bool:
-    program = shutil.which("unshare")
-    if program is None or os.getuid() != 0:
-        return False
-    return subprocess.run([program, "-m", "true"], capture_output=True).returncode == 0
-
-
-needs_unshare = pytest.mark.skipif(not can_unshare(), reason="needs root and unshare")
 
 
 def with_mount(options: str, place: Path) -> tuple[str, ...]:

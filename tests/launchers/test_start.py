@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import pytest
 from nbdist.errors import LaunchError, SessionError
 from nbdist.folder import SessionFolder
 from nbdist.sessions import current
+from tests.launchers.unsharing import needs_unshare
 from tests.processes import describe, processes_marked, wait_for_end
 from tests.sessions.driving import ranks, values
 from tests.waiting import wait_until
@@ -327,16 +327,6 @@ def test_a_starter_that_is_killed_during_the_start_leaves_nothing(
 
 
 # Machines that are not as they should be ---------------------------------------------------------
-
-
-def can_unshare() -> bool:
-    program = shutil.which("unshare")
-    if program is None or os.getuid() != 0:
-        return False
-    return subprocess.run([program, "-m", "-u", "true"], capture_output=True).returncode == 0
-
-
-needs_unshare = pytest.mark.skipif(not can_unshare(), reason="needs root and unshare")
 
 
 def inside(script: str) -> tuple[str, ...]:
