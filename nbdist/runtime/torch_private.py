@@ -365,7 +365,7 @@ def living_groups() -> list[ProcessGroup]:
     Those that were put aside are among them.
     """
     world = default_group()
-    groups = [group for group in _book("pg_map") if group is not world]
+    groups = [group for group in list(_book("pg_map")) if group is not world]
     return groups if world is None else [world, *groups]
 
 
@@ -502,9 +502,9 @@ def name_group(fresh: ProcessGroup, group: ProcessGroup) -> None:
     fresh._set_group_desc(group.group_desc)
 
 
-def backends_of(group: ProcessGroup, name: str) -> list[Any]:
-    """Return the backend objects of *group* that are called *name*, each once."""
-    carried = [d for d, backend in group_backends(group).items() if backend == name]
+def backends_of(group: ProcessGroup, name: str | None = None) -> list[Any]:
+    """Return the backend objects in use for *group*, each once: all, or those called *name*."""
+    carried = [d for d, backend in group_backends(group).items() if name in (None, backend)]
     found = [group._get_backend(torch.device(device)) for device in carried]
     return list({id(backend): backend for backend in found}.values())
 
