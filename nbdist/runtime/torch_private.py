@@ -528,6 +528,11 @@ def open_store(host: str, port: int, timeout: timedelta) -> Store:
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
+def keys_of(store: Any) -> list[str]:
+    """Return all keys of *store*; none where torch does not tell."""
+    return list(store.list_keys()) if hasattr(store, "list_keys") else []
+
+
 def first_device(group: ProcessGroup) -> torch.device:
     """Return a device whose tensors *group* carries."""
     return torch.device(next(iter(group_backends(group)), "cpu"))
