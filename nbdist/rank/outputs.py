@@ -77,8 +77,7 @@ class Recorder:
         self._token: object | None = None
         self._old_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._pending: list[Output | Piece | Bar] = []
-        self._open: dict[int, tuple[list[Piece], bool]] = {}  # by thread, see `write`
-        self._long_open: set[int] = set()
+        self._open: dict[int, _Line] = {}  # by thread, see `write`
         self._main = threading.main_thread().ident or 0
         self._bars = Bars()
         self._pending_bytes = 0
@@ -156,27 +155,36 @@ class Recorder:
         if self._is_forked:  # a child's text comes back through the pipe
             os.write(1 if name == "stdout" else 2, text.encode(errors="replace"))
             return
+        thread = threading.get_ident()
         with self._lock:
-            thread = threading.get_ident()
             line = self._open.get(thread)
-            if line is None:
-                self.take_pipe()  # what a child wrote before this line stands before it
-                line = self._open[thread] = ([], self._is_ours())
-            line[0].append((name, text))
+            if line is None or line.name != name:
+                line = self._open_line(thread, name)
+            line.pieces.append(text)
             if "\n" in text:
-                self._close_lines([thread])
-            elif self._cell_id is not None:  # else the flusher would run in circles
-                self._has_output.set()
+                self._close_line(thread)
 
-    def _close_lines(self, threads: Iterable[int] | None = None) -> None:
-        """Take what *threads* have written and not ended, all of them by default."""
-        for thread in [*self._open] if threads is None else threads:
-            pieces, is_ours = self._open.pop(thread, ((), False))
-            for name, group in itertools.groupby(pieces, operator.itemgetter(0)):
-                text = "".join(text for _, text in group)
-                if is_ours:
-                    self._keep((name, text), len(text))
-                self._log_lines(name, text)
+    def _open_line(self, thread: int, name: StreamName) -> _Line:
+        self._close_line(thread)  # of the other stream
+        self.take_pipe()  # what a child wrote before this line stands before it
+        line = self._open[thread] = _Line(name, self._is_ours())
+        # Between cells nobody clears it: the flusher would run in circles. To set it is slow.
+        if self._cell_id is not None and not self._has_output.is_set():
+            self._has_output.set()
+        return line
+
+    def _close_line(self, thread: int) -> None:
+        """Take what *thread* has written and not ended."""
+        line = self._open.pop(thread, None)
+        if line is not None:
+            text = "".join(line.pieces)
+            if line.is_ours:
+                self._keep((line.name, text), len(text))
+            self._log_lines(line.name, text)
+
+    def _close_lines(self) -> None:
+        for thread in [*self._open]:
+            self._close_line(thread)
 
     def show(self, output: Display | Clear) -> None:
         """Take a display, an update of one, or ``clear_output``."""
@@ -187,7 +195,7 @@ class Recorder:
         with self._lock:
             if self._is_ours():
                 self.take_pipe()
-                self._close_lines([threading.get_ident()])
+                self._close_line(threading.get_ident())
                 if isinstance(output, Clear):  # what is in front of it stays in front of it
                     self._pending = list(self._bars.take(self._pending))
                 size = sum(
@@ -216,7 +224,7 @@ class Recorder:
             self.take_pipe()
             bar = self._bars.touch(source)
             if bar is not None:
-                self._close_lines([threading.get_ident()])
+                self._close_line(threading.get_ident())
                 self._pending.append(bar)
             self._has_output.set()  # for a bar that is shown only if it goes on
 
@@ -228,7 +236,7 @@ class Recorder:
                     data = os.read(self._pipe, 65536)
                 except BlockingIOError:  # the agent has read it meanwhile
                     return
-                self._close_lines([self._main])  # children are mostly its own
+                self._close_line(self._main)  # children are mostly its own
                 self._log.write(data)
                 if self._cell_id is not None:
                     self._keep(("stdout", self._decoder.decode(data)), len(data))
@@ -283,14 +291,14 @@ class Recorder:
             self._close_lines()
             self._publish_pending()
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         """Publish what there is, and what was begun a tick ago and has not ended."""
         with self._lock:
-            self._close_lines(self._long_open & self._open.keys())
-            self._long_open = set(self._open)
+            for thread, line in [*self._open.items()]:
+                if line.has_waited:
+                    self._close_line(thread)
+                line.has_waited = True
             self._publish_pending()
-            if self._open and self._cell_id is not None:
-                self._has_output.set()
 
     def _publish_pending(self) -> None:
         with self._lock:
@@ -321,7 +329,8 @@ class Recorder:
     def _take_pending(self, *, is_exact: bool = False) -> list[Output]:
         pending, self._pending, self._pending_bytes = [*self._held, *self._pending], [], 0
         self._held = []
-        self._has_output.clear()
+        if not self._open:  # else the flusher has to come again
+            self._has_output.clear()
         if self._bars.is_used:
             return merge_text(self._bars.take(pending, is_exact=is_exact))
         return merge_text(cast("list[Output | Piece]", pending))
@@ -330,7 +339,7 @@ class Recorder:
         while True:
             self._has_output.wait(self._bars.interval_s)
             if not self._is_over.wait(FIRST_FLUSH_S):
-                self._tick()
+                self.tick()
                 self._is_over.wait(FLUSH_S)
 
     def _read_forever(self) -> None:
@@ -340,6 +349,23 @@ class Recorder:
         while True:
             poll.poll()
             self.take_pipe()
+
+
+class _Line:
+    """What a thread has written to one stream since its last line ended.
+
+    Attributes:
+        is_ours: It belongs to the running cell.
+        has_waited: It was there at the last tick already.
+    """
+
+    __slots__ = ("has_waited", "is_ours", "name", "pieces")
+
+    def __init__(self, name: StreamName, is_ours: bool) -> None:
+        self.name = name
+        self.is_ours = is_ours
+        self.has_waited = False
+        self.pieces: list[str] = []
 
 
 def merge_text(outputs: Iterable[Output | Piece]) -> list[Output]:

@@ -35,6 +35,7 @@ from typing import Any, Literal
 from nbdist.errors import CollectiveAborted, CollectiveError, Kind
 from nbdist.runtime import torch_private
 from nbdist.runtime.agreement import Agreement, Resync
+from nbdist.runtime.call_kinds import CallKind
 from nbdist.runtime.calls import record_of, source_of
 from nbdist.runtime.hooks import Call, Hooks, Issue
 from nbdist.runtime.hooks import hooks as the_hooks
@@ -43,9 +44,8 @@ from nbdist.runtime.meeting import StoreLike
 from nbdist.runtime.messages import OPS as MESSAGES
 from nbdist.runtime.messages import Messages
 from nbdist.runtime.outlook import Outlook, error_of
-from nbdist.runtime.refusals import is_doubtful
-from nbdist.runtime.signature import Signature, signature_of
-from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING, GroupKey
+from nbdist.runtime.signature import Signature
+from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING
 from nbdist.runtime.table import Cancellation, Table
 from nbdist.runtime.trace import CallTrace, Entry
 from nbdist.runtime.turn import Turn
@@ -75,7 +75,7 @@ class Guard:
         self._messages = Messages(table, self._outlook)
         self._groups = KnownGroups(table, rank, self._messages.release)
         self._agreement = Agreement(table, rank, self._groups, self._messages, self._outlook)
-        self._counts: dict[tuple[str, GroupKey], list[int]] = {}
+        self._counts: dict[tuple[str, KnownGroup], list[int]] = {}
         self._cell: int | None = None
         self.trace = CallTrace()
 
@@ -109,22 +109,24 @@ class Guard:
     def around(self, call: Call, issue: Issue) -> Any:
         """Let *call* pass when the peers call the same; called by the hooks."""
         group = None if self._mode == "off" else self._groups.find(call)
-        if group is None:
+        kind = None if group is None else group.kinds.of(call.op, call.args)
+        if group is None or kind is None:
             return issue()
-        is_taken = not _is_doubtful(group, call)
         if call.op in MESSAGES:
-            return self._message(group, call, issue, is_taken=is_taken)
-        waits = self._mode == "on" and not _is_async(call) and call.op not in _NEVER_WAITED
-        with group.turn(may_wait=waits and is_taken):
-            if not is_taken:
+            return self._message(group, call, kind, issue)
+        may_wait = self._mode == "on" and call.op not in _NEVER_WAITED
+        waits = may_wait and not kind.is_async and not kind.is_doubtful
+        with group.turn(may_wait=waits):
+            if kind.is_doubtful:
                 issue = _already(issue())
-            entry = self._enter(group, call, waits=waits and is_taken)
+            entry = self._enter(group, call, kind, waits=waits)
             return self.trace.issue(entry, functools.partial(group.issue, entry.seq), issue)
 
-    def _message(self, group: KnownGroup, call: Call, issue: Issue, *, is_taken: bool) -> Any:
-        if not is_taken:
+    def _message(self, group: KnownGroup, call: Call, kind: CallKind, issue: Issue) -> Any:
+        if kind.is_doubtful:
             issue = _already(issue())
-        signature = self._signature(group, call)
+        signature = kind.signature
+        self._count(group, signature)
         frame = sys._getframe(1)
         source, is_async = source_of(frame), not torch_private.is_blocking_message(frame)
         entry = self.trace.post(
@@ -135,7 +137,7 @@ class Guard:
             is_async=is_async,
             ends=_ends_of(group, call),
         )
-        may_wait = self._mode == "on" and not is_async and is_taken
+        may_wait = self._mode == "on" and not is_async and not kind.is_doubtful
         timeout = functools.partial(self._timeout_s, group, call)
         try:
             message = self._messages.enter(
@@ -150,15 +152,16 @@ class Guard:
         entry.may_go()
         return self.trace.issue(entry, message.issue, issue)
 
-    def _enter(self, group: KnownGroup, call: Call, *, waits: bool) -> Entry:
+    def _enter(self, group: KnownGroup, call: Call, kind: CallKind, *, waits: bool) -> Entry:
         """Post a collective, compare it and wait as long as it has to."""
-        signature = self._signature(group, call)
+        signature = kind.signature
+        self._count(group, signature)
         record = record_of(signature, source_of(sys._getframe(1)), 0 if waits else ASYNC)
         self._outlook.raise_if_cancelled(group, record, group.slot.seq(group.me) + 1)
         began = time.monotonic()
         seq = group.slot.post(group.me, record, phase=WAITING if waits else ISSUED)
         entry = self.trace.post(
-            group.key, signature, record.source, began=began, seq=seq, is_async=_is_async(call)
+            group.key, signature, record.source, began=began, seq=seq, is_async=kind.is_async
         )
         turn = Turn(
             self.table,
@@ -332,17 +335,14 @@ class Guard:
         """Return what was called since the last time, in the order of first calls."""
         counts, self._counts = self._counts, {}
         return tuple(
-            CallCount(op, key.name, key.ranks, count, size)
-            for (op, key), (count, size) in counts.items()
+            CallCount(op, group.name, group.key.ranks, count, size)
+            for (op, group), (count, size) in counts.items()
         )
 
-    def _signature(self, group: KnownGroup, call: Call) -> Signature:
-        """Describe a call, and count it."""
-        signature = signature_of(call.op, call.args, rank=group.me, size=group.size)
-        count = self._counts.setdefault((signature.op, group.key), [0, 0])
+    def _count(self, group: KnownGroup, signature: Signature) -> None:
+        count = self._counts.setdefault((signature.op, group), [0, 0])
         count[0] += 1
         count[1] += signature.size_bytes
-        return signature
 
 
 def _ends_of(group: KnownGroup, call: Call) -> tuple[int, ...]:
@@ -353,16 +353,6 @@ def _ends_of(group: KnownGroup, call: Call) -> tuple[int, ...]:
     peer = int(call.args.get("dst", call.args.get("src", -1)))
     ends = (group.me, peer) if call.op == "send" else (peer, group.me)
     return tuple(group.key.ranks[end] for end in ends if 0 <= end < group.size)
-
-
-def _is_async(call: Call) -> bool:
-    return bool(call.args.get("async_op", True)) and call.op != "monitored_barrier_"
-
-
-def _is_doubtful(group: KnownGroup, call: Call) -> bool:
-    return is_doubtful(
-        call.op, call.args, rank=group.me, size=group.size, devices=group.backends.keys()
-    )
 
 
 def _call(issue: Issue) -> Any:

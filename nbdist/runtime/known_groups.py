@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from nbdist.runtime import torch_private
+from nbdist.runtime.call_kinds import CallKinds, first_tensors
 from nbdist.runtime.hooks import Call, Issue
 from nbdist.runtime.slots import ISSUED, GroupKey, Slot
 from nbdist.runtime.table import Table
@@ -30,7 +31,7 @@ from nbdist.runtime.torch_private import ProcessGroup
 _FAKES = frozenset({"fake", "threaded", "undefined"})
 
 
-@dataclass
+@dataclass(eq=False)
 class KnownGroup:
     """A group as this process sees it."""
 
@@ -39,6 +40,7 @@ class KnownGroup:
     me: int
     reference: weakref.ref[ProcessGroup]
     backends: Mapping[str, str]
+    kinds: CallKinds
     lock: threading.RLock = field(default_factory=threading.RLock)
     hurried: list[int] = field(default_factory=list)
 
@@ -52,23 +54,24 @@ class KnownGroup:
         """Its name in torch."""
         return self.key.name
 
-    @contextlib.contextmanager
-    def turn(self, *, may_wait: bool) -> Iterator[None]:
+    def turn(self, *, may_wait: bool) -> contextlib.AbstractContextManager[object]:
         """Keep the calls of several threads in the order of their numbers.
 
         Args:
             may_wait: This call may wait for its peers in Python. One that may not does not wait
                 for another thread's either: that one goes on to its native call at once.
         """
+        return self.lock if may_wait else self._turn_at_once()
+
+    @contextlib.contextmanager
+    def _turn_at_once(self) -> Iterator[None]:
         if not self.lock.acquire(blocking=False):
-            if not may_wait:
-                self.hurried.append(0)
-                self.slot.nudge()
+            self.hurried.append(0)
+            self.slot.nudge()
             try:
                 self.lock.acquire()
             finally:
-                if not may_wait:
-                    self.hurried.pop()
+                self.hurried.pop()
         try:
             yield
         finally:
@@ -195,8 +198,7 @@ class KnownGroups:
             with self.lock:
                 self._groups[id(call.group)] = self._meet_group(call.group)
                 self._references[id(call.group)] = weakref.ref(call.group)
-        group = self._groups[id(call.group)]
-        return group if group is not None and _is_real(call.args) else None
+        return self._groups[id(call.group)]
 
     def _meet_group(self, group: ProcessGroup) -> KnownGroup | None:
         ranks = torch_private.group_ranks(group)
@@ -209,7 +211,8 @@ class KnownGroups:
         incarnation = self._incarnations.get((group.group_name, ranks), 0)
         key = GroupKey(group.group_name, ranks, incarnation)
         me = ranks.index(self._rank)
-        return KnownGroup(key, self._table.slot(key, me), me, weakref.ref(group), backends)
+        kinds = CallKinds(me, len(ranks), backends.keys())
+        return KnownGroup(key, self._table.slot(key, me), me, weakref.ref(group), backends, kinds)
 
     def release_destroyed(self) -> None:
         """Give back the slots of groups that were destroyed."""
@@ -225,19 +228,4 @@ class KnownGroups:
 
 def device_of(args: Mapping[str, Any]) -> torch.device:
     """Return the device of the tensors that are handed to an operator."""
-    return next((tensor.device for tensor in _first_tensors(args)), torch.device("cpu"))
-
-
-def _is_real(args: Mapping[str, Any]) -> bool:
-    """Say whether the call moves data: not while a compiler traces it."""
-    return all(torch_private.is_real(tensor) for tensor in _first_tensors(args))
-
-
-def _first_tensors(args: Mapping[str, Any]) -> list[torch.Tensor]:
-    found = []
-    for value in args.values():
-        while isinstance(value, (list, tuple)) and value:
-            value = value[0]
-        if isinstance(value, torch.Tensor):
-            found.append(value)
-    return found
+    return next((tensor.device for tensor in first_tensors(args)), torch.device("cpu"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from nbdist.errors import CollectiveMismatch
@@ -87,7 +87,7 @@ class Channel:
                 return None
             number, record = found
             entry = self.slot.peek(self.peer, number)
-            return record if entry is None else replace(record, flags=entry[1])
+            return record if entry is None else record._replace(flags=entry[1])
 
     def forget(self, seq: int) -> None:
         """Look no more for what message *seq* meets."""

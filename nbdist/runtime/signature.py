@@ -92,7 +92,7 @@ def signature_of(op: str, args: Mapping[str, Any], *, rank: int, size: int) -> S
 
     Args:
         op: The operator's name in torch's ``c10d`` library.
-        args: Its arguments by the names in its schema.
+        args: Its arguments by the names in its schema, the reduce operation as torch's number.
         rank: This rank's rank in the group.
         size: Number of ranks in the group.
     """
@@ -346,6 +346,5 @@ def _split(tensor: Any, split_sizes: Sequence[int], size: int) -> Amounts:
     return _padded(tuple(rows_for * row for rows_for in split_sizes), size)
 
 
-def _reduce_name(reduce_op: Any) -> str:
-    number = int(reduce_op.op())  # a torchbind object: the number of torch's enum
+def _reduce_name(number: int) -> str:
     return _REDUCE_OPS[number] if number < len(_REDUCE_OPS) else f"reduce op {number}"

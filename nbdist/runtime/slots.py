@@ -15,7 +15,7 @@ import mmap
 import struct
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from nbdist.runtime.futex import Futex
 
@@ -76,8 +76,7 @@ class GroupKey:
         return cls(name, tuple(ranks), incarnation, kind)
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):  # which takes a third of the time of a frozen dataclass to make
     """One call as its rank has posted it.
 
     Attributes:
@@ -153,6 +152,7 @@ class Slot:
             size - (self.num_members - index) * layout.member_bytes
             for index in range(self.num_members)
         ]
+        self._waiting = [(base + _IS_WAITING) >> 2 for base in self._members]
         self.key = self._read_key()
 
     def __repr__(self) -> str:
@@ -293,7 +293,7 @@ class Slot:
 
         A signal ends it too, and its handler may raise here.
         """
-        flag = (self._members[member] + _IS_WAITING) >> 2
+        flag = self._waiting[member]
         self._u32[flag] += 1
         try:
             self._word.wait(word, timeout_s)
@@ -303,7 +303,7 @@ class Slot:
     def wake(self, word: int) -> None:
         """Let all who wait in this slot look again; *word* must differ from the last one."""
         self._word.value = word
-        if any(self._u32[(base + _IS_WAITING) >> 2] for base in self._members):
+        if any(map(self._u32.__getitem__, self._waiting)):
             self._word.wake(word)
 
     def nudge(self) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, Literal
 
 import torch
@@ -195,12 +195,37 @@ def keys_below_hook() -> Any:
 
 def unbox(boxed: Any) -> ProcessGroup:
     """Return the process group that an operator got as an argument."""
-    return boxed if isinstance(boxed, ProcessGroup) else ProcessGroup.unbox(boxed)
+    return ProcessGroup.unbox(boxed) if isinstance(boxed, torch.ScriptObject) else boxed
 
 
 def unbox_work(boxed: Any) -> Any:
     """Return the `Work` that an operator gave back; ``None`` where it gave none."""
     return Work.unbox(boxed) if isinstance(boxed, torch.ScriptObject) else None
+
+
+#: Functions whose argument ``op`` is the reduce operation of the operator that they call.
+_REDUCERS = frozenset(
+    (c10d.__file__, name)
+    for name in (
+        *("all_reduce", "all_reduce_coalesced", "reduce", "reduce_scatter"),
+        *("reduce_scatter_single", "reduce_scatter_tensor"),
+    )
+)
+
+
+def reduce_op_number(boxed: Any, frame: FrameType) -> int:
+    """Return the number in torch's enum of the reduce operation that an operator got.
+
+    Args:
+        boxed: What it got. To ask it costs an `all_reduce` 13 µs, a fourth of all that the guard
+            adds to it.
+        frame: Where the operator was called. A function of torch's own knows it, too.
+    """
+    if (frame.f_code.co_filename, frame.f_code.co_name) in _REDUCERS:
+        op = frame.f_locals.get("op")
+        if isinstance(op, c10d.ReduceOp.RedOpType):
+            return int(op.value)
+    return int(boxed.op())
 
 
 def work_of_future(future: Any) -> Any:

@@ -140,6 +140,19 @@ def test_the_beginning_of_a_line_is_shown_if_its_end_does_not_come(rank: Rank) -
     assert rank.batches == [("c1", [Text("stdout", "loading ...")])]
 
 
+def test_a_line_that_has_just_begun_is_not_cut_by_a_tick(rank: Rank) -> None:
+    rank.begin()
+    rank.stdout.write("first")
+    rank.recorder.tick()
+    rank.stdout.write(" line\n")
+    rank.stdout.write("second")
+    rank.recorder.tick()
+    in_a_thread(lambda: print("of a thread", file=rank.stdout))
+    rank.stdout.write(" line\n")
+
+    assert rank.end() == [Text("stdout", "first line\nof a thread\nsecond line\n")]
+
+
 def test_what_is_shown_in_mid_line_stands_there(rank: Rank) -> None:
     rank.begin()
     print("before", end="", file=rank.stdout)

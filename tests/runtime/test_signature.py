@@ -14,16 +14,6 @@ from nbdist.runtime.slots import TEXT_BYTES
 SIZE = 3
 
 
-class Op:
-    """A reduce operation as the operators get it."""
-
-    def __init__(self, number: int = 0) -> None:
-        self.number = number
-
-    def op(self) -> int:
-        return self.number
-
-
 def of(op: str, *, rank: int = 0, size: int = SIZE, **args: Any) -> Signature:
     return signature_of(op, args, rank=rank, size=size)
 
@@ -33,7 +23,7 @@ def t(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def all_reduce(tensor: torch.Tensor, number: int = 0, **more: Any) -> Signature:
-    return of("allreduce_", tensors=[tensor], reduce_op=Op(number), **more)
+    return of("allreduce_", tensors=[tensor], reduce_op=number, **more)
 
 
 # Texts -----------------------------------------------------------------------------------------
@@ -52,7 +42,7 @@ def all_reduce(tensor: torch.Tensor, number: int = 0, **more: Any) -> Signature:
         (of("send", tensors=[t(2)], dst=1, tag=0), "send(float32[2])"),
         (of("recv_", tensors=[t(2)], src=1, tag=7), "recv(float32[2], tag 7)"),
         (
-            of("reduce_", tensors=[t(1)], reduce_op=Op(3), root_rank=0, root_tensor=0),
+            of("reduce_", tensors=[t(1)], reduce_op=3, root_rank=0, root_tensor=0),
             "reduce(float32[1], min, root 0)",
         ),
         (
@@ -64,7 +54,7 @@ def all_reduce(tensor: torch.Tensor, number: int = 0, **more: Any) -> Signature:
             "all_gather([float32[1], float32[2], float32[3]])",
         ),
         (
-            of("allreduce_coalesced_", tensors=[t(1)] * 6, reduce_op=Op()),
+            of("allreduce_coalesced_", tensors=[t(1)] * 6, reduce_op=0),
             "all_reduce_coalesced(6 tensors of 6 elements, first float32[1], sum)",
         ),
     ],
@@ -110,8 +100,8 @@ def test_every_collective_of_this_torch_is_known() -> None:
         of("barrier", tensor=t(0), device_ids=[]),
         of("broadcast_", tensors=[t(10)], root_rank=0, root_tensor=0),
         of("allgather_", output_tensors=[[t(10)] * 3], input_tensors=[t(10)]),
-        of("allreduce_coalesced_", tensors=[t(10)], reduce_op=Op()),
-        of("allreduce_", tensors=[t(10).to("meta")], reduce_op=Op()),
+        of("allreduce_coalesced_", tensors=[t(10)], reduce_op=0),
+        of("allreduce_", tensors=[t(10).to("meta")], reduce_op=0),
     ],
 )
 def test_what_breaks_an_all_reduce_of_ten_differs_from_it(other: Signature) -> None:
@@ -158,7 +148,7 @@ def test_uneven_lists_of_a_reduce_scatter_too() -> None:
             rank=r,
             output_tensors=[t(r + 1)],
             input_tensors=lists,
-            reduce_op=Op(),
+            reduce_op=0,
         )
         for r in range(3)
     ]
@@ -168,7 +158,7 @@ def test_uneven_lists_of_a_reduce_scatter_too() -> None:
 
 def test_a_reduce_scatter_is_compared_by_what_each_rank_gets() -> None:
     sizes = [
-        of("_reduce_scatter_base_", output_tensor=t(n), input_tensor=t(3 * n), reduce_op=Op()).key
+        of("_reduce_scatter_base_", output_tensor=t(n), input_tensor=t(3 * n), reduce_op=0).key
         for n in (2, 2, 4)
     ]
 
@@ -315,7 +305,7 @@ tensors = st.builds(
     DEVICES,
 )
 lists = st.lists(tensors, min_size=1, max_size=7)
-ops = st.integers(0, 8).map(Op)
+ops = st.integers(0, 8)
 roots = st.integers(0, SIZE - 1)
 calls = st.one_of(
     st.builds(lambda t, o: of("allreduce_", tensors=t, reduce_op=o), lists, ops),
