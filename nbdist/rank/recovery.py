@@ -76,7 +76,7 @@ class Recovery:
         # Of its own: an abort cuts the store that the groups use.
         self._meeting_store = lifeline.meeting_store(*store_address, self._timeout)
         self._support = torch_private.probe()
-        self._group = SessionGroup(_say, lambda: self._address)
+        self._group = SessionGroup(_say, lambda: self._address, self._timeout)
         self._aborted_before: str | None = None
         self._is_half_built = False
         self._is_unsettled = False

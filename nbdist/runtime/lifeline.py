@@ -255,9 +255,11 @@ class Lifeline:
         base = torch_private.prefix_store(f"gen{generation}", store)
         meeting = Meeting(base, rank, world_size, timeout_s, self.raise_if_aborted)
         with meeting.left_by_all():
-            common = meeting.agree(None)
+            world, *others = meeting.agree(None).values()
             make_world(base)
-            for recipe in list(common.values())[1:]:
+            [made] = torch_private.living_groups()
+            torch_private.set_group_timeout(made, timedelta(seconds=world.timeout_s))
+            for recipe in others:
                 if rank in recipe.ranks:
                     torch_private.replay_group(
                         recipe.name,

@@ -98,17 +98,19 @@ class SessionGroup:
     Args:
         say: Shows a line under the cell that runs.
         store_address: Returns host and port of the session's store.
+        timeout: Of the group, where no script has given one.
     """
 
     def __init__(
         self,
         say: Callable[[str], None],
         store_address: Callable[[], tuple[str, int]],
+        timeout: timedelta,
         *,
         hooks: Hooks = the_hooks,
     ) -> None:
-        self._say, self._store_address, self._hooks = say, store_address, hooks
-        self._timeout_before: timedelta | None = None
+        self._say, self._store_address, self._timeout = say, store_address, timeout
+        self._hooks = hooks
         self._undo: list[Callable[[], None]] = []
         self._is_forked = False
 
@@ -184,19 +186,14 @@ class SessionGroup:
                 original(group)
                 return
             torch_private.put_world_aside()
-            if self._timeout_before is not None and not self._is_forked:
-                self._set_timeout(self._timeout_before)
-                self._timeout_before = None
+            if not self._is_forked:
+                self._set_timeout(self._timeout)
 
         return destroy_process_group
 
     def _set_timeout(self, timeout: timedelta) -> None:
         world = torch_private.living_groups()[0]
-        native = self._hooks.in_use(world)
-        if self._timeout_before is None:
-            device = torch_private.first_device(world)
-            self._timeout_before = torch_private.group_timeout(native, device)
-        torch_private.set_group_timeout(native, timeout)
+        torch_private.set_group_timeout(self._hooks.in_use(world), timeout)
 
     def _world(self) -> World:
         group = torch_private.living_groups()[0]

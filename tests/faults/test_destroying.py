@@ -77,22 +77,41 @@ def test_what_contradicts_the_group_is_refused_on_each_rank(
     assert said in error(run, 1).evalue
 
 
-def test_a_timeout_holds_until_the_group_is_destroyed_also_after_a_rebuild(shop: Workshop) -> None:
-    ask = (
-        "from nbdist.runtime.hooks import hooks\n"
-        "native = hooks.in_use(dist.group.WORLD)\n"
-        "native._get_backend(torch.device('cpu')).options._timeout.total_seconds()"
-    )
-    set_it = "import datetime\ndist.init_process_group(timeout=datetime.timedelta(seconds=77))"
-    [before, *_] = values(shop.session, ask)
+ASK_TIMEOUT = (
+    "from nbdist.runtime.hooks import hooks\n"
+    "native = hooks.in_use(dist.group.WORLD)\n"
+    "native._get_backend(torch.device('cpu')).options._timeout.total_seconds()"
+)
+SET_TIMEOUT = "import datetime\ndist.init_process_group(timeout=datetime.timedelta(seconds=77))"
 
-    shop.ends(shop.run(set_it)).raise_failure()
-    assert values(shop.session, ask) == [77.0] * 3
+
+def test_a_timeout_holds_until_the_group_is_destroyed_also_after_a_rebuild(shop: Workshop) -> None:
+    [before, *_] = values(shop.session, ASK_TIMEOUT)
+
+    shop.ends(shop.run(SET_TIMEOUT)).raise_failure()
+    assert values(shop.session, ASK_TIMEOUT) == [77.0] * 3
     shop.ends(shop.run("if rank == 0: raise ValueError('the bug')\nw = dist.barrier()"))
-    assert values(shop.session, ask) == [77.0] * 3
+    assert values(shop.session, ASK_TIMEOUT) == [77.0] * 3
     shop.ends(shop.run(DESTROY)).raise_failure()
 
-    assert values(shop.session, ask) == [before] * 3
+    assert values(shop.session, ASK_TIMEOUT) == [before] * 3
+
+
+@pytest.mark.parametrize("how", ["recover", "restart"])
+def test_a_timeout_holds_on_a_fresh_rank_as_well(shop: Workshop, how: str) -> None:
+    [before, *_] = values(shop.session, ASK_TIMEOUT)
+    shop.ends(shop.run(SET_TIMEOUT)).raise_failure()
+
+    if how == "recover":
+        shop.ends(shop.run("if rank == 1: os._exit(3)"))
+        shop.recovers()
+    else:
+        shop.session.restart_ranks([1])
+        shop.equip((1,))
+
+    assert values(shop.session, ASK_TIMEOUT) == [77.0] * 3
+    shop.ends(shop.run(DESTROY)).raise_failure()
+    assert values(shop.session, ASK_TIMEOUT) == [before] * 3
 
 
 def test_the_backend_is_called_what_scripts_compare_with(shop: Workshop) -> None:
