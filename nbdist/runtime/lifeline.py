@@ -32,7 +32,7 @@ from typing import Any
 
 from nbdist.errors import CollectiveAborted
 from nbdist.runtime import torch_private
-from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
+from nbdist.runtime.backends import KINDS, BackendKind, abort_watched, let_go
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
 from nbdist.runtime.meeting import GroupRecipe, Meeting, MeetingStore, recipe_of
@@ -293,7 +293,7 @@ class Lifeline:
         """
         if self._dead:
             dead, self._dead = self._dead, []
-            threading.Thread(target=dead.clear, name="nbdist-let-go", daemon=True).start()
+            let_go(dead, patience_s=0)
 
     def _begin(self, generation: int) -> None:
         with self._lock:

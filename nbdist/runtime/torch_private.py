@@ -18,6 +18,7 @@ import inspect
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -126,7 +127,8 @@ def _wanted() -> list[tuple[str, str]]:
         ("reset", "distributed.fsdp.FSDPModule.reset_iter_state"),
         ("reset", "distributed.fsdp.FSDPModule._get_fsdp_state"),
         ("reset", "distributed._composable_state._module_state_mapping"),
-        *(("share", f"distributed.distributed_c10d._world.{book}") for book in _BOOKS),
+        *(("share", f"distributed.distributed_c10d._world.{book}") for book in (*_BOOKS, _TAGS)),
+        ("share", "_C._distributed_c10d._unregister_process_group"),
         ("share", "distributed.distributed_c10d._update_default_pg"),
         ("share", "distributed.rendezvous._create_c10d_store"),
     ]
@@ -443,6 +445,7 @@ def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
 
 #: Methods that go to the backend of a group past the operators, with a device as argument.
 _BACKEND_METHODS = ("_get_backend", "_start_coalescing", "_end_coalescing")
+_get_own_backend: Any = ProcessGroup._get_backend  # of a group itself, whatever stands in for it
 
 
 def redirect_backends(in_use: Callable[[ProcessGroup], ProcessGroup]) -> None:
@@ -570,11 +573,30 @@ def call_by_backend(group: ProcessGroup) -> None:
 
 # The world, put aside ---------------------------------------------------------------------------
 
-#: What torch forgets of its groups when the world is destroyed; the native groups are none of it.
+#: What torch forgets of its groups when the world is destroyed, by group; also, by tag, the groups.
 _BOOKS = (
     *("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config"),
-    *("pg_to_tag", "tags_to_pg", "pg_coalesce_state"),
+    *("pg_to_tag", "pg_coalesce_state"),
 )
+_TAGS = "tags_to_pg"
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """What torch knew of a group that was put aside.
+
+    Attributes:
+        group: Returns it; ``None`` where it is a sub-group that nobody holds any more.
+        entries: Those of torch's books.
+        tags: Under which torch lists it.
+        backends: Those of a sub-group. They are held, so that whoever drops the group does not wait
+            for their threads.
+    """
+
+    group: Callable[[], ProcessGroup | None]
+    entries: dict[str, Any]
+    tags: list[str]
+    backends: list[Any]
 
 
 @dataclass(frozen=True)
@@ -582,7 +604,7 @@ class _Aside:
     """What torch knew of its groups: there is one such memory in a process, as torch's."""
 
     world: ProcessGroup
-    books: dict[str, dict[Any, Any]]
+    groups: list[_Remembered]
     communicators: list[Any]
 
 
@@ -591,7 +613,13 @@ _aside: _Aside | None = None
 
 def _book(name: str) -> dict[Any, Any]:
     books: dict[Any, Any] = getattr(c10d._world, name)
-    return books if _aside is None else {**_aside.books[name], **books}
+    if _aside is None:
+        return books
+    living = [(put.group(), put.entries) for put in _aside.groups]
+    return {
+        **{g: entries[name] for g, entries in living if g is not None and name in entries},
+        **books,
+    }
 
 
 def is_world_aside() -> bool:
@@ -600,7 +628,7 @@ def is_world_aside() -> bool:
 
 
 def put_world_aside() -> None:
-    """Let torch take all its groups for destroyed, and end none of them.
+    """Let torch take all its groups for destroyed, and end none that somebody holds.
 
     They keep their names, and torch goes on counting: no name is given twice.
     """
@@ -608,21 +636,48 @@ def put_world_aside() -> None:
     world = c10d.GroupMember.WORLD
     if world is None:
         return
-    books = {name: dict(getattr(c10d._world, name)) for name in _BOOKS}
-    _aside = _Aside(world, books, list(c10d._world.comms))
-    for name in _BOOKS:
+    groups = [_remember(group, is_world=group is world) for group in c10d._world.pg_map]
+    _aside = _Aside(world, groups, list(c10d._world.comms))
+    for name in (*_BOOKS, _TAGS):
         getattr(c10d._world, name).clear()
     c10d._world.comms.clear()
     c10d._update_default_pg(None)
 
 
+def _remember(group: Any, *, is_world: bool) -> _Remembered:
+    entries = {
+        name: book[group] for name in _BOOKS if group in (book := getattr(c10d._world, name))
+    }
+    tags = [tag for tag, groups in getattr(c10d._world, _TAGS).items() if group in groups]
+    if is_world:
+        return _Remembered(lambda: group, entries, tags, [])
+    asked = (_get_own_backend, ProcessGroup._get_backend)  # its first one, and the one in use
+    backends = [ask(group, device) for device in group._device_types for ask in asked]
+    return _Remembered(weakref.ref(group), entries, tags, backends)
+
+
+def take_ended() -> list[Any]:
+    """Forget the groups put aside that nobody holds; return their backends, which still live."""
+    if _aside is None:
+        return []
+    ended = [put for put in _aside.groups if put.group() is None]
+    _aside.groups[:] = [put for put in _aside.groups if put.group() is not None]
+    for put in ended:
+        _native._unregister_process_group(put.entries["pg_names"])
+    return [backend for put in ended for backend in put.backends]
+
+
 def put_world_back() -> None:
-    """Let torch know again what was put aside."""
+    """Let torch know again what was put aside and has not ended."""
     global _aside
     if _aside is None:
         return
-    for name, book in _aside.books.items():
-        getattr(c10d._world, name).update(book)
+    for put in _aside.groups:
+        if (group := put.group()) is not None:
+            for name, entry in put.entries.items():
+                getattr(c10d._world, name)[group] = entry
+            for tag in put.tags:
+                getattr(c10d._world, _TAGS).setdefault(tag, []).append(group)
     c10d._world.comms.extend(_aside.communicators)
     c10d._update_default_pg(_aside.world)
     _aside = None
