@@ -14,6 +14,7 @@ No other module of nbdist touches these names; those of rpc are in `torch_rpc`.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import re
 import sys
@@ -116,6 +117,8 @@ def _wanted() -> list[tuple[str, str]]:
         ("abort", "distributed.distributed_c10d.ProcessGroupGloo.__init__"),
         ("rebuild", f"{group}.boxed"),
         ("rebuild", f"{group}._set_group_desc"),
+        ("rebuild", f"{group}.split_group"),
+        ("rebuild", "distributed.distributed_c10d._hash_ranks_to_str"),
         ("rebuild", f"{group}._register_backend"),
         ("rebuild", f"{group}._set_default_backend"),
         ("rebuild", f"{group}._set_group_name"),
@@ -418,29 +421,73 @@ def set_group_count(count: int) -> None:
 
 
 def described_group(*args: Any, **kwargs: Any) -> tuple[str, tuple[int, ...]]:
-    """Return name and ranks of the group that torch's maker of groups is called for.
+    """Return name and ranks of the group that one of torch's makers of groups is called for.
 
     Args:
         *args: Those of the maker.
         **kwargs: Likewise.
     """
+    if args and isinstance(args[0], ProcessGroup):
+        given = dict(zip(_SPLITTER_ARGUMENTS, args, strict=False)) | kwargs
+        members = group_ranks(given["parent"]) or ()
+        return str(given.get("group_name")), tuple(members[rank] for rank in given["ranks"])
     given = dict(zip(_MAKER_ARGUMENTS, args, strict=False)) | kwargs
     ranks = given["global_ranks_in_group"] or range(given["group_size"])
     return str(given["group_name"]), tuple(ranks)
 
 
 _MAKER_ARGUMENTS = tuple(inspect.signature(c10d._new_process_group_helper).parameters)
+_SPLITTER_ARGUMENTS = ("parent", "ranks")
 
 
 def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
-    """Put *wrap* around the function that makes every group; return what takes it off again."""
-    original = c10d._new_process_group_helper
-    c10d._new_process_group_helper = wrap(original)
+    """Put *wrap* around what makes every group, and what splits one; return the undoing."""
+    maker, splitter = c10d._new_process_group_helper, ProcessGroup.split_group
+    changed: Any = ProcessGroup
+    c10d._new_process_group_helper = wrap(maker)
+    changed.split_group = wrap(splitter)
 
     def undo() -> None:
-        c10d._new_process_group_helper = original
+        c10d._new_process_group_helper = maker
+        changed.split_group = splitter
 
     return undo
+
+
+def number_names(count: Callable[[tuple[int, ...]], int | None]) -> None:
+    """Let torch tell groups of the same ranks apart by *count*, where it names groups by these.
+
+    It takes how many groups live on a rank, which may be another number on another rank. Also say
+    more where it refuses to split a group: on GPUs it does that whenever a mesh is made.
+    """
+    parents: list[ProcessGroup | None] = []  # of the group that is being split
+    original, original_name = c10d.split_group, c10d._hash_ranks_to_str
+
+    def split_group(parent_pg: ProcessGroup | None = None, *args: Any, **kwargs: Any) -> Any:
+        parents.append(parent_pg or default_group())
+        try:
+            return original(parent_pg, *args, **kwargs)
+        except RuntimeError as exc:
+            if torch.accelerator.is_available():
+                raise
+            raise RuntimeError(
+                "torch splits groups of GPUs alone, and these ranks have none.\n"
+                "`dist.new_group` makes the same groups: call it on all ranks, once for each."
+            ) from exc
+        finally:
+            parents.pop()
+
+    def name_of(ranks: list[int]) -> str:
+        parent = parents[-1] if parents else None
+        members = None if parent is None else group_ranks(parent)
+        named = tuple(ranks) if members is None else tuple(members[rank] for rank in ranks)
+        number = count(named)
+        if number is None:
+            return original_name(ranks)
+        return hashlib.sha1(f"{named} {number}".encode(), usedforsecurity=False).hexdigest()
+
+    replace_function("split_group", lambda _: split_group)
+    c10d._hash_ranks_to_str = name_of
 
 
 #: Methods that go to the backend of a group past the operators, with a device as argument.

@@ -356,6 +356,26 @@ def test_what_an_earlier_cell_holds_a_group_by_works_on(
     assert values(shop.session, use) == [3.0] * 3
 
 
+@pytest.mark.parametrize("who", WHO)
+def test_groups_that_are_named_by_their_ranks_are_told_apart(shop: Workshop, who: str) -> None:
+    """Torch makes such a name of the number of groups that live on a rank."""
+    make = "dist.new_group([0, 1, 2], use_local_synchronization=True)"
+    use = "t = torch.ones(1); dist.all_reduce(t, group={}); t.item()"
+    shop.ends(shop.run(f"first, held = {make}, {make}\nif {WHO[who]}: del first\n{DESTROY}"))
+
+    assert values(shop.session, f"another = {make}\n{use.format('another')}") == [3.0] * 3
+    assert values(shop.session, use.format("held")) == [3.0] * 3
+
+
+def test_splitting_a_group_of_cpu_ranks_says_what_to_do(shop: Workshop) -> None:
+    run = shop.ends(shop.run("dist.split_group(split_ranks=[[0, 1], [2]])"))
+
+    for rank in range(3):
+        assert error(run, rank).ename == "RuntimeError"
+        assert "torch splits groups of GPUs alone" in error(run, rank).evalue
+        assert "`dist.new_group`" in error(run, rank).evalue
+
+
 def test_groups_that_were_cut_off_are_ended_where_nobody_waits(shop: Workshop) -> None:
     """Rank 1 never comes, so that the native halves on the others may be stuck until a timeout."""
     shop.ends(shop.run(f"{LEAVES}\nkept = []\nscript(kept)")).raise_failure()
