@@ -138,6 +138,11 @@ class Lifeline:
         return self._aborted
 
     @property
+    def tells_who_waits(self) -> bool:
+        """Whether each call that was cut off ends with an error; those of NCCL do not."""
+        return self._waiting.is_gloo_only
+
+    @property
     def connecting_s(self) -> float:
         """How long a group, or a backend, has been in the making; 0 where none is."""
         return max(0.0, time.monotonic() - self._connects_since)
