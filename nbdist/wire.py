@@ -15,7 +15,7 @@ import dataclasses
 import math
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -71,10 +71,21 @@ class Display:
 
 
 @dataclass(frozen=True)
+class Area:
+    """What comes from here on is that of an output widget, by its number; of the cell itself: 0."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Clear:
-    """``clear_output``: forget all output so far, or only when the next output comes (``wait``)."""
+    """``clear_output``: forget all output so far, or only when the next output comes (``wait``).
+
+    Within an output widget (``area``) only what came there is forgotten.
+    """
 
     wait: bool = False
+    area: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,12 @@ class Progress:
     is_kept: bool = True
 
 
-Output = Text | Display | Clear | Dropped | Progress
+Output = Text | Display | Area | Clear | Dropped | Progress
 
-_OUTPUTS: dict[str, type[Text] | type[Display] | type[Clear] | type[Dropped] | type[Progress]] = {
+_OUTPUTS: dict[str, Callable[..., Output]] = {
     "text": Text,
     "display": Display,
+    "area": Area,
     "clear": Clear,
     "dropped": Dropped,
     "progress": Progress,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nbdist.wire import (
     LOG_END_LENGTH,
     AgentSpec,
+    Area,
     CellError,
     CellReply,
     CellRequest,
@@ -21,6 +22,7 @@ from nbdist.wire import (
     Display,
     Dropped,
     Frame,
+    Output,
     Text,
     end_of_log,
     log_heading,
@@ -55,7 +57,11 @@ DISPLAYS = st.builds(
     scalar=st.none() | st.integers() | st.floats(allow_nan=False),
 )
 OUTPUTS = (
-    TEXTS | DISPLAYS | st.builds(Clear, st.booleans()) | st.builds(Dropped, st.integers(0, 2**60))
+    TEXTS
+    | DISPLAYS
+    | st.builds(Area, st.integers(0, 9))
+    | st.builds(Clear, st.booleans(), st.integers(0, 9))
+    | st.builds(Dropped, st.integers(0, 2**60))
 )
 REPLIES = st.builds(
     CellReply,
@@ -75,7 +81,7 @@ def over_the_wire(content: Any) -> Any:
 
 
 @given(OUTPUTS)
-def test_an_output_comes_back_as_it_went(output: Text | Display | Clear | Dropped) -> None:
+def test_an_output_comes_back_as_it_went(output: Output) -> None:
     assert output_from_json(over_the_wire(output_to_json(output))) == output
 
 

@@ -303,7 +303,8 @@ class Commands:
         ranks = session.select(found.ranks)
         for cell in session.journals.labelled(cell_label(found.label)):
             if cell.rank in ranks:
-                page = lay_out([session.journals.output_of(cell)], is_folded=False)
+                output = session.journals.output_of(cell)
+                page = lay_out([output], is_folded=False, is_trimmed=False)
                 text = render_text(page) or f"[rank{cell.rank}] put out nothing"
                 lines = text.splitlines()
                 self._say("\n".join(lines[-found.lines :] if found.lines else lines))

@@ -75,7 +75,7 @@ class WidgetView:
         for output in outputs:
             if isinstance(output, Text):
                 self._tails.add(rank, output.name, output.text)
-            elif isinstance(output, Clear):
+            elif isinstance(output, Clear) and not output.area:  # the lines of a widget stay
                 self._tails.add(rank, "clear", "wait" if output.wait else "")
             elif isinstance(output, Display | Dropped) and (text := _in_short(output)):
                 self._tails.add(rank, "note", text)

@@ -4,7 +4,8 @@
     a widget's comm ──▶ nowhere; another kind ──▶ counted, and named in the cell's reply
 
 A page can talk to widgets of its own kernel alone, so what those of a rank would send only costs
-time: the notebook shows such a widget as its text.
+time: the notebook shows such a widget as its text. One thing is listened to: that an output widget
+takes the cell's output from here to there. Its output stays where it came, and is cleared alone.
 """
 
 from __future__ import annotations
@@ -17,21 +18,35 @@ import comm
 from comm.base_comm import BaseComm
 
 from nbdist.rank.outputs import Recorder, display_from
-from nbdist.wire import Clear
 
+_CAPTURED = "msg_id"  # of an output widget: of which message it shows the output, or empty
 OURS = ("nbdist_", "status")  # ipykernel says busy and idle for messages that are none of ours
 
 
 class UnheardComm(BaseComm):
     """A comm that sends nothing, as in Python without Jupyter."""
 
-    def publish_msg(self, *_: Any, **__: Any) -> None:
-        """Send nothing."""
+    def __init__(self, recorder: Recorder, **named: Any) -> None:
+        self._recorder = recorder
+        super().__init__(**named)
+
+    def publish_msg(
+        self,
+        msg_type: str,  # noqa: ARG002 - part of the interface
+        data: dict[str, Any] | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        """Send nothing; note where an output widget takes over, and where it ends."""
+        state = (data or {}).get("state")
+        message = state.get(_CAPTURED) if isinstance(state, Mapping) else None
+        if message is not None:
+            (self._recorder.enter if message else self._recorder.leave)(self.comm_id)
 
 
 def install(recorder: Recorder, kernel: Any) -> None:
     """Let *recorder* take what is sent on *kernel*'s iopub channel and is no message of ours."""
-    comm.create_comm = UnheardComm
+    comm.create_comm = functools.partial(UnheardComm, recorder)
     send = kernel.session.send
 
     @functools.wraps(send)
@@ -60,7 +75,7 @@ def take(recorder: Recorder, kind: str, content: Mapping[str, Any]) -> None:
     elif kind == "error":
         recorder.write("stderr", "\n".join(content["traceback"]) + "\n")
     elif kind == "clear_output":
-        recorder.show(Clear(content.get("wait", False)))
+        recorder.clear(wait=content.get("wait", False))
     elif kind in ("display_data", "update_display_data", "execute_result"):
         display_id = content.get("transient", {}).get("display_id")
         as_ours = "update" if kind == "update_display_data" else "display"

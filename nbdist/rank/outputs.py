@@ -29,7 +29,7 @@ from typing import Any, Literal, cast
 from nbdist.rank.logs import RankLog
 from nbdist.rank.progress import Bar, Bars, BarSource
 from nbdist.rank.secrets import Secrets
-from nbdist.wire import Clear, Display, Dropped, Output, Text, log_heading
+from nbdist.wire import Area, Clear, Display, Dropped, Output, Text, log_heading
 
 FIRST_FLUSH_S = 0.004  # a short cell is over by then, and all of it travels in its reply
 FLUSH_S = 0.05
@@ -80,6 +80,8 @@ class Recorder:
         self._open: dict[int, _Line] = {}  # by thread, see `write`
         self._main = threading.main_thread().ident or 0
         self._bars = Bars()
+        self._areas: dict[str, int] = {}  # numbers of output widgets, by their ids
+        self._entered: list[str] = []
         self._pending_bytes = 0
         self._kept_bytes = 0
         self._tail: collections.deque[tuple[Output | Piece, int]] = collections.deque()
@@ -119,6 +121,8 @@ class Recorder:
             self._tail.clear()
             self._tail_bytes = 0
             self._bars.clear()
+            self._areas.clear()
+            self._entered.clear()
             self.refused.clear()
             self._is_over.clear()
 
@@ -186,8 +190,8 @@ class Recorder:
         for thread in [*self._open]:
             self._close_line(thread)
 
-    def show(self, output: Display | Clear) -> None:
-        """Take a display, an update of one, or ``clear_output``."""
+    def show(self, output: Display | Area | Clear) -> None:
+        """Take a display, an update of one, or what says where outputs stand and which go."""
         if self._is_forked:  # only text passes through the pipe
             if isinstance(output, Display):
                 self.write("stdout", f"{output.data.get('text/plain', '')}\n")
@@ -196,12 +200,36 @@ class Recorder:
             if self._is_ours():
                 self.take_pipe()
                 self._close_line(threading.get_ident())
-                if isinstance(output, Clear):  # what is in front of it stays in front of it
+                if not isinstance(output, Display):  # what is in front of it stays in front of it
                     self._pending = list(self._bars.take(self._pending))
                 size = sum(
                     len(v) for v in getattr(output, "data", {}).values() if isinstance(v, str)
                 )
                 self._keep(output, size)
+
+    def clear(self, *, wait: bool) -> None:
+        """Take ``clear_output``: of the cell, or of the output widget that was entered last."""
+        with self._lock:
+            self.show(Clear(wait, self._area))
+
+    def enter(self, widget: str) -> None:
+        """Take what comes for the output of the widget of this id, until it is left."""
+        with self._lock:
+            if self._is_ours() and widget not in self._entered:
+                self._entered.append(widget)
+                self._areas.setdefault(widget, len(self._areas) + 1)
+                self.show(Area(self._area))
+
+    def leave(self, widget: str) -> None:
+        """Take what comes for the cell's output again, or for that of another widget around it."""
+        with self._lock:
+            if widget in self._entered:
+                self._entered.remove(widget)
+                self.show(Area(self._area))
+
+    @property
+    def _area(self) -> int:
+        return self._areas[self._entered[-1]] if self._entered else 0
 
     def refuse(self, kind: str) -> None:
         """Count a message of this *kind*, which nobody can show."""

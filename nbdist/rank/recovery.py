@@ -77,7 +77,7 @@ class Recovery:
         # Of its own: an abort cuts the store that the groups use.
         self._meeting_store = lifeline.meeting_store(*store_address, self._timeout)
         self._support = torch_private.probe()
-        self._group = SessionGroup(_say, lambda: self._address)
+        self._group = SessionGroup(_say, lambda: self._address, self._timeout)
         self._aborted_before: str | None = None
         self._is_half_built = False
         self._is_unsettled = False
@@ -201,7 +201,7 @@ class Recovery:
 
     def _conclude(self, failure: BaseException | None, was_told_to_stop: bool) -> Conclusion:
         was_cut_off = self.lifeline.aborted is not None and self._aborted_before is None
-        if failure is None and was_cut_off:
+        if failure is None and was_cut_off and not self._is_unharmed():
             try:
                 self.lifeline.raise_if_aborted()
             except CollectiveAborted as exc:
@@ -235,6 +235,16 @@ class Recovery:
         if is_out_of_memory(failure):
             self._free_memory(failure)
         return Conclusion(failure)
+
+    def _is_unharmed(self) -> bool:
+        """Whether a cell that came to its end waited for none of the calls that were cut off.
+
+        A death cuts all groups off, also those of a rank that only computes.
+        """
+        met = self.guard.cancellation()
+        if met is None or met.kind != "died" or met.of is None:
+            return False
+        return self.lifeline.tells_who_waits and not self.guard.has_unmatched(met.of)
 
     def _free_memory(self, failure: BaseException) -> None:
         """Empty torch's cache, and add to *failure* how much memory there was."""

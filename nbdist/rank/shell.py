@@ -20,7 +20,6 @@ from traitlets import Instance, Type
 
 from nbdist.errors import NbdistError, PeerFailed
 from nbdist.rank.outputs import Recorder, display_from, scalar_of
-from nbdist.wire import Clear
 
 
 class CellCompiler(CachingCompiler):
@@ -58,7 +57,7 @@ class RankDisplayPublisher(DisplayPublisher):
 
     def clear_output(self, wait: bool = False) -> None:
         """Forget the cell's output so far."""
-        self.recorder.show(Clear(wait))
+        self.recorder.clear(wait=wait)
 
 
 class RankDisplayHook(DisplayHook):

@@ -86,12 +86,12 @@ class Guard:
         """Stand before every collective from now on."""
         self._hooks.install()
         self._hooks.listener = self.around
-        self._hooks.witness = self._groups.note_made
+        self._hooks.witness, self._hooks.counter = self._groups.note_made, self._groups.num_made
 
     def close(self) -> None:
         """Look at nothing any more; may be called twice."""
         if self._hooks.listener == self.around:
-            self._hooks.listener = self._hooks.witness = None
+            self._hooks.listener = self._hooks.witness = self._hooks.counter = None
 
     @property
     def mode(self) -> Mode:

@@ -5,7 +5,8 @@
 The hook hands each call to one listener (the guard) and sends it to the group that stands in for
 the one named, where there is one (the lifeline's, after a rebuild); who asks a group for its
 backend is sent there, too. What the native call returns goes past one waiter, which may wait for it
-in Python. Groups are announced to one witness before they are made. One such set per process.
+in Python. Groups are announced to one witness before they are made, and named after the number that
+one counter gives. One such set per process.
 
 Not seen: calls on a backend object itself, and store operations (rendezvous, `new_group`).
 """
@@ -43,6 +44,7 @@ Issue = Callable[[], Any]
 Listener = Callable[[Call, Issue], Any]
 Waiter = Callable[[Any], Any]
 Witness = Callable[[str, tuple[int, ...]], None]
+Counter = Callable[[tuple[int, ...]], int]
 
 
 class Hooks:
@@ -52,6 +54,7 @@ class Hooks:
         self.listener: Listener | None = None
         self.waiter: Waiter | None = None
         self.witness: Witness | None = None
+        self.counter: Counter | None = None
         self._stand_ins: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
         self._library: Any = None
 
@@ -70,6 +73,7 @@ class Hooks:
             if op is not None:  # a torch without this operator has no such collective
                 torch_private.hook(self._library, name, self._kernel(name, op, below))
         torch_private.wrap_group_maker(self._witnessed)
+        torch_private.number_names(self._count)
         torch_private.redirect_backends(self.in_use)
 
     def stand_in(self, group: ProcessGroup, replacement: ProcessGroup) -> None:
@@ -79,6 +83,9 @@ class Hooks:
     def in_use(self, group: ProcessGroup) -> ProcessGroup:
         """Return the group that the calls of *group* go to."""
         return self._stand_ins.get(group, group)
+
+    def _count(self, ranks: tuple[int, ...]) -> int | None:
+        return None if self.counter is None else self.counter(ranks)
 
     def _witnessed(self, make_group: Callable[..., Any]) -> Callable[..., Any]:
         def make_witnessed_group(*args: Any, **kwargs: Any) -> Any:

@@ -167,6 +167,11 @@ class KnownGroups:
             self._counts[ranks] = self._counts.get(ranks, 0) + 1
             self._incarnations = {**self.made().living} | {(name, ranks): self._counts[ranks] - 1}
 
+    def num_made(self, ranks: _Ranks) -> int:
+        """Return how many groups of *ranks* were made so far, alike on all of them."""
+        with self.lock:
+            return self._counts.get(ranks, 0)
+
     def made(self) -> Making:
         """Return how many groups this rank has made, and which of them live."""
         living = {

@@ -143,6 +143,11 @@ class Lifeline:
         return self._aborted
 
     @property
+    def tells_who_waits(self) -> bool:
+        """Whether each call that was cut off ends with an error; those of NCCL do not."""
+        return self._waiting.is_gloo_only
+
+    @property
     def connecting_s(self) -> float:
         """How long a group, or a backend, has been in the making; 0 where none is."""
         return max(0.0, time.monotonic() - self._connects_since)
@@ -261,9 +266,11 @@ class Lifeline:
         base = torch_private.prefix_store(f"gen{generation}", store)
         meeting = Meeting(base, rank, world_size, timeout_s, self.raise_if_aborted)
         with meeting.left_by_all():
-            common = meeting.agree(None)
+            world, *others = meeting.agree(None).values()
             make_world(base)
-            for recipe in list(common.values())[1:]:
+            [made] = torch_private.living_groups()
+            torch_private.set_group_timeout(made, timedelta(seconds=world.timeout_s))
+            for recipe in others:
                 if rank in recipe.ranks:
                     torch_private.replay_group(
                         recipe.name,

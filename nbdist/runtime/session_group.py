@@ -2,11 +2,12 @@
 
     init_process_group ──▶ contradicts the group? ──▶ ValueError
                        └─▶ the group that is there ──▶ one line: what was joined, what not used
-    destroy_process_group ──▶ torch forgets its groups, and none is ended
+    destroy_process_group ──▶ torch forgets its groups; a sub-group that nobody holds is ended
     the cell ends ──▶ put_back ──▶ torch knows them again
 
 Joining and coming back are local: no rank waits for another. Whatever holds a group (a model, a
-mesh) holds the same one all the time, so that guard and rebuild never see another.
+mesh) holds the same one all the time, so that guard and rebuild never see another. What a script
+has made and nobody holds is dropped with its world, as in torch: a session runs many scripts.
 
 A world of another size, or one over a store of the script's own, cannot be made on a rank: it is
 refused, or the session's is joined, in the same way before a destroy and after it. A process that
@@ -23,6 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from nbdist.runtime import torch_private
+from nbdist.runtime.backends import let_go
 from nbdist.runtime.environment import LOOPBACK
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
@@ -98,17 +100,19 @@ class SessionGroup:
     Args:
         say: Shows a line under the cell that runs.
         store_address: Returns host and port of the session's store.
+        timeout: Of the group, where no script has given one.
     """
 
     def __init__(
         self,
         say: Callable[[str], None],
         store_address: Callable[[], tuple[str, int]],
+        timeout: timedelta,
         *,
         hooks: Hooks = the_hooks,
     ) -> None:
-        self._say, self._store_address, self._hooks = say, store_address, hooks
-        self._timeout_before: timedelta | None = None
+        self._say, self._store_address, self._timeout = say, store_address, timeout
+        self._hooks = hooks
         self._undo: list[Callable[[], None]] = []
         self._is_forked = False
 
@@ -142,7 +146,7 @@ class SessionGroup:
         """
         if self._is_forked or not torch_private.is_world_aside():
             return False
-        torch_private.put_world_back()
+        self._come_back()
         self._say(f"destroy_process_group: {self._world()} is back for the next cell")
         return True
 
@@ -170,7 +174,7 @@ class SessionGroup:
                 "`dist.new_group` makes a group of some ranks; `%dist start` a session of another "
                 "size or backend."
             )
-        torch_private.put_world_back()
+        self._come_back()
         if asked.get("timeout") is not None:
             self._set_timeout(asked["timeout"])
         without = unused(asked)
@@ -184,19 +188,19 @@ class SessionGroup:
                 original(group)
                 return
             torch_private.put_world_aside()
-            if self._timeout_before is not None and not self._is_forked:
-                self._set_timeout(self._timeout_before)
-                self._timeout_before = None
+            if not self._is_forked:
+                let_go(torch_private.take_ended())
+                self._set_timeout(self._timeout)
 
         return destroy_process_group
 
+    def _come_back(self) -> None:
+        let_go(torch_private.take_ended())  # others were held by a function that has returned since
+        torch_private.put_world_back()
+
     def _set_timeout(self, timeout: timedelta) -> None:
         world = torch_private.living_groups()[0]
-        native = self._hooks.in_use(world)
-        if self._timeout_before is None:
-            device = torch_private.first_device(world)
-            self._timeout_before = torch_private.group_timeout(native, device)
-        torch_private.set_group_timeout(native, timeout)
+        torch_private.set_group_timeout(self._hooks.in_use(world), timeout)
 
     def _world(self) -> World:
         group = torch_private.living_groups()[0]

@@ -14,10 +14,12 @@ No other module of nbdist touches these names; those of rpc are in `torch_rpc`.
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -115,6 +117,8 @@ def _wanted() -> list[tuple[str, str]]:
         ("abort", "distributed.distributed_c10d.ProcessGroupGloo.__init__"),
         ("rebuild", f"{group}.boxed"),
         ("rebuild", f"{group}._set_group_desc"),
+        ("rebuild", f"{group}.split_group"),
+        ("rebuild", "distributed.distributed_c10d._hash_ranks_to_str"),
         ("rebuild", f"{group}._register_backend"),
         ("rebuild", f"{group}._set_default_backend"),
         ("rebuild", f"{group}._set_group_name"),
@@ -126,7 +130,8 @@ def _wanted() -> list[tuple[str, str]]:
         ("reset", "distributed.fsdp.FSDPModule.reset_iter_state"),
         ("reset", "distributed.fsdp.FSDPModule._get_fsdp_state"),
         ("reset", "distributed._composable_state._module_state_mapping"),
-        *(("share", f"distributed.distributed_c10d._world.{book}") for book in _BOOKS),
+        *(("share", f"distributed.distributed_c10d._world.{book}") for book in (*_BOOKS, _TAGS)),
+        ("share", "_C._distributed_c10d._unregister_process_group"),
         ("share", "distributed.distributed_c10d._update_default_pg"),
         ("share", "distributed.rendezvous._create_c10d_store"),
     ]
@@ -441,33 +446,78 @@ def set_group_count(count: int) -> None:
 
 
 def described_group(*args: Any, **kwargs: Any) -> tuple[str, tuple[int, ...]]:
-    """Return name and ranks of the group that torch's maker of groups is called for.
+    """Return name and ranks of the group that one of torch's makers of groups is called for.
 
     Args:
         *args: Those of the maker.
         **kwargs: Likewise.
     """
+    if args and isinstance(args[0], ProcessGroup):
+        given = dict(zip(_SPLITTER_ARGUMENTS, args, strict=False)) | kwargs
+        members = group_ranks(given["parent"]) or ()
+        return str(given.get("group_name")), tuple(members[rank] for rank in given["ranks"])
     given = dict(zip(_MAKER_ARGUMENTS, args, strict=False)) | kwargs
     ranks = given["global_ranks_in_group"] or range(given["group_size"])
     return str(given["group_name"]), tuple(ranks)
 
 
 _MAKER_ARGUMENTS = tuple(inspect.signature(c10d._new_process_group_helper).parameters)
+_SPLITTER_ARGUMENTS = ("parent", "ranks")
 
 
 def wrap_group_maker(wrap: Callable[[Kernel], Kernel]) -> Callable[[], None]:
-    """Put *wrap* around the function that makes every group; return what takes it off again."""
-    original = c10d._new_process_group_helper
-    c10d._new_process_group_helper = wrap(original)
+    """Put *wrap* around what makes every group, and what splits one; return the undoing."""
+    maker, splitter = c10d._new_process_group_helper, ProcessGroup.split_group
+    changed: Any = ProcessGroup
+    c10d._new_process_group_helper = wrap(maker)
+    changed.split_group = wrap(splitter)
 
     def undo() -> None:
-        c10d._new_process_group_helper = original
+        c10d._new_process_group_helper = maker
+        changed.split_group = splitter
 
     return undo
 
 
+def number_names(count: Callable[[tuple[int, ...]], int | None]) -> None:
+    """Let torch tell groups of the same ranks apart by *count*, where it names groups by these.
+
+    It takes how many groups live on a rank, which may be another number on another rank. Also say
+    more where it refuses to split a group: on GPUs it does that whenever a mesh is made.
+    """
+    parents: list[ProcessGroup | None] = []  # of the group that is being split
+    original, original_name = c10d.split_group, c10d._hash_ranks_to_str
+
+    def split_group(parent_pg: ProcessGroup | None = None, *args: Any, **kwargs: Any) -> Any:
+        parents.append(parent_pg or default_group())
+        try:
+            return original(parent_pg, *args, **kwargs)
+        except RuntimeError as exc:
+            if torch.accelerator.is_available():
+                raise
+            raise RuntimeError(
+                "torch splits groups of GPUs alone, and these ranks have none.\n"
+                "`dist.new_group` makes the same groups: call it on all ranks, once for each."
+            ) from exc
+        finally:
+            parents.pop()
+
+    def name_of(ranks: list[int]) -> str:
+        parent = parents[-1] if parents else None
+        members = None if parent is None else group_ranks(parent)
+        named = tuple(ranks) if members is None else tuple(members[rank] for rank in ranks)
+        number = count(named)
+        if number is None:
+            return original_name(ranks)
+        return hashlib.sha1(f"{named} {number}".encode(), usedforsecurity=False).hexdigest()
+
+    replace_function("split_group", lambda _: split_group)
+    c10d._hash_ranks_to_str = name_of
+
+
 #: Methods that go to the backend of a group past the operators, with a device as argument.
 _BACKEND_METHODS = ("_get_backend", "_start_coalescing", "_end_coalescing")
+_get_own_backend: Any = ProcessGroup._get_backend  # of a group itself, whatever stands in for it
 
 
 def redirect_backends(in_use: Callable[[ProcessGroup], ProcessGroup]) -> None:
@@ -600,11 +650,30 @@ def call_by_backend(group: ProcessGroup) -> None:
 
 # The world, put aside ---------------------------------------------------------------------------
 
-#: What torch forgets of its groups when the world is destroyed; the native groups are none of it.
+#: What torch forgets of its groups when the world is destroyed, by group; also, by tag, the groups.
 _BOOKS = (
     *("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config"),
-    *("pg_to_tag", "tags_to_pg", "pg_coalesce_state"),
+    *("pg_to_tag", "pg_coalesce_state"),
 )
+_TAGS = "tags_to_pg"
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """What torch knew of a group that was put aside.
+
+    Attributes:
+        group: Returns it; ``None`` where it is a sub-group that nobody holds any more.
+        entries: Those of torch's books.
+        tags: Under which torch lists it.
+        backends: Those of a sub-group. They are held, so that whoever drops the group does not wait
+            for their threads.
+    """
+
+    group: Callable[[], ProcessGroup | None]
+    entries: dict[str, Any]
+    tags: list[str]
+    backends: list[Any]
 
 
 @dataclass(frozen=True)
@@ -612,7 +681,7 @@ class _Aside:
     """What torch knew of its groups: there is one such memory in a process, as torch's."""
 
     world: ProcessGroup
-    books: dict[str, dict[Any, Any]]
+    groups: list[_Remembered]
     communicators: list[Any]
 
 
@@ -621,7 +690,13 @@ _aside: _Aside | None = None
 
 def _book(name: str) -> dict[Any, Any]:
     books: dict[Any, Any] = getattr(c10d._world, name)
-    return books if _aside is None else {**_aside.books[name], **books}
+    if _aside is None:
+        return books
+    living = [(put.group(), put.entries) for put in _aside.groups]
+    return {
+        **{g: entries[name] for g, entries in living if g is not None and name in entries},
+        **books,
+    }
 
 
 def is_world_aside() -> bool:
@@ -630,7 +705,7 @@ def is_world_aside() -> bool:
 
 
 def put_world_aside() -> None:
-    """Let torch take all its groups for destroyed, and end none of them.
+    """Let torch take all its groups for destroyed, and end none that somebody holds.
 
     They keep their names, and torch goes on counting: no name is given twice.
     """
@@ -638,21 +713,48 @@ def put_world_aside() -> None:
     world = c10d.GroupMember.WORLD
     if world is None:
         return
-    books = {name: dict(getattr(c10d._world, name)) for name in _BOOKS}
-    _aside = _Aside(world, books, list(c10d._world.comms))
-    for name in _BOOKS:
+    groups = [_remember(group, is_world=group is world) for group in c10d._world.pg_map]
+    _aside = _Aside(world, groups, list(c10d._world.comms))
+    for name in (*_BOOKS, _TAGS):
         getattr(c10d._world, name).clear()
     c10d._world.comms.clear()
     c10d._update_default_pg(None)
 
 
+def _remember(group: Any, *, is_world: bool) -> _Remembered:
+    entries = {
+        name: book[group] for name in _BOOKS if group in (book := getattr(c10d._world, name))
+    }
+    tags = [tag for tag, groups in getattr(c10d._world, _TAGS).items() if group in groups]
+    if is_world:
+        return _Remembered(lambda: group, entries, tags, [])
+    asked = (_get_own_backend, ProcessGroup._get_backend)  # its first one, and the one in use
+    backends = [ask(group, device) for device in group._device_types for ask in asked]
+    return _Remembered(weakref.ref(group), entries, tags, backends)
+
+
+def take_ended() -> list[Any]:
+    """Forget the groups put aside that nobody holds; return their backends, which still live."""
+    if _aside is None:
+        return []
+    ended = [put for put in _aside.groups if put.group() is None]
+    _aside.groups[:] = [put for put in _aside.groups if put.group() is not None]
+    for put in ended:
+        _native._unregister_process_group(put.entries["pg_names"])
+    return [backend for put in ended for backend in put.backends]
+
+
 def put_world_back() -> None:
-    """Let torch know again what was put aside."""
+    """Let torch know again what was put aside and has not ended."""
     global _aside
     if _aside is None:
         return
-    for name, book in _aside.books.items():
-        getattr(c10d._world, name).update(book)
+    for put in _aside.groups:
+        if (group := put.group()) is not None:
+            for name, entry in put.entries.items():
+                getattr(c10d._world, name)[group] = entry
+            for tag in put.tags:
+                getattr(c10d._world, _TAGS).setdefault(tag, []).append(group)
     c10d._world.comms.extend(_aside.communicators)
     c10d._update_default_pg(_aside.world)
     _aside = None

@@ -38,18 +38,22 @@ _SLICE = timedelta(seconds=SLICE_S)
 
 
 class Waiting:
-    """Stands in for the native waits of this process; passive until `install`."""
+    """Stands in for the native waits of this process; passive until `install`.
+
+    Attributes:
+        is_gloo_only: No group of this process has another backend.
+    """
 
     def __init__(self, raise_if_aborted: Callable[[], None]) -> None:
         self._raise_if_aborted = raise_if_aborted
         self._native_wait: Callable[..., bool] = torch_private.Work.wait
         self._undo: Callable[[], None] | None = None
-        self._is_gloo_only = False
+        self.is_gloo_only = False
         self._idle: list[_Helper] = []
         self._reducing: dict[torch.futures.Future[Any], Any] = {}  # promises, with native calls
 
     def __repr__(self) -> str:
-        return f"<Waiting {'in slices' if self._undo and self._is_gloo_only else 'natively'}>"
+        return f"<Waiting {'in slices' if self._undo and self.is_gloo_only else 'natively'}>"
 
     def install(self) -> None:
         """Wait in place of `Work.wait` from now on."""
@@ -72,7 +76,7 @@ class Waiting:
 
     def look_at_groups(self) -> None:
         """Take note of the groups there are: on NCCL a wait with an end is another thing."""
-        self._is_gloo_only = all(
+        self.is_gloo_only = all(
             set(torch_private.group_backends(group).values()) <= {"gloo"}
             for group in torch_private.living_groups()
         )
@@ -87,7 +91,7 @@ class Waiting:
                 return wait_for(self_, timeout)
 
         def wait_for(self_: Any, timeout: timedelta) -> bool:
-            if timeout != none or not self._is_gloo_only or type(self_) is not torch_private.Work:
+            if timeout != none or not self.is_gloo_only or type(self_) is not torch_private.Work:
                 return native_wait(self_, timeout)
             if torch_private.is_message(self_):
                 self._wait_apart(self_)
@@ -172,7 +176,7 @@ class Waiting:
 
     def around(self, result: Any) -> Any:
         """Return *result* with a `Work` of ours in it if C++ is going to wait for it."""
-        if not self._is_gloo_only:
+        if not self.is_gloo_only:
             return result
         consumer = torch_private.consumer_of_work(sys._getframe(2))
         if consumer == "python":

@@ -21,6 +21,7 @@ from nbdist.view.scalars import ScalarTable, split_scalars
 from nbdist.view.trim import trim
 from nbdist.wire import CallCount, Display, Progress, RankOutput, Text
 
+LOG_HAS_THE_REST = "What is left out is in `%dist log`."
 WIDGETS_ARE_DEAD = "Widgets of ranks are not live: they are shown as text."
 
 
@@ -70,6 +71,7 @@ def lay_out(
     ranks: Iterable[RankOutput],
     *,
     is_folded: bool = True,
+    is_trimmed: bool = True,
     has_text: bool = True,
     calls: Mapping[int, Sequence[CallCount]] | None = None,
     world_size: int | None = None,
@@ -80,6 +82,7 @@ def lay_out(
     Args:
         ranks: What each rank made of the cell.
         is_folded: Show once what ranks have in common.
+        is_trimmed: Leave out the middle of what is too long for a page.
         has_text: Show stdout, stderr and progress; ``False`` where they were streamed already.
         calls: What collectives each rank called.
         world_size: Number of ranks in the session, as far as known.
@@ -100,14 +103,17 @@ def lay_out(
     late = held_up(calls, [output.rank for output in ranks])
     failures = group_failures(ranks, is_folded=is_folded, held_up_by=late)
     failed = {r for cause in failures.causes if cause.status != "stopped" for r in cause.ranks}
+    whole = tuple(_failed_first(_with_own_bars(part), failed) for part in parts)
+    shown = trim(whole) if is_trimmed else whole
     return Page(
-        parts=trim([_failed_first(_with_own_bars(part), failed) for part in parts]),
+        parts=shown,
         table=table,
         causes=failures.causes,
         waiting=failures.waiting,
         collectives=collectives_line(calls, world_size),
         notes=(
             *notes,
+            *([LOG_HAS_THE_REST] if shown != whole else []),
             *([WIDGETS_ARE_DEAD] if any(map(_is_widget, chain(*left.values()))) else []),
         ),
     )

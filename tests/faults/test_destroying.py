@@ -77,22 +77,41 @@ def test_what_contradicts_the_group_is_refused_on_each_rank(
     assert said in error(run, 1).evalue
 
 
-def test_a_timeout_holds_until_the_group_is_destroyed_also_after_a_rebuild(shop: Workshop) -> None:
-    ask = (
-        "from nbdist.runtime.hooks import hooks\n"
-        "native = hooks.in_use(dist.group.WORLD)\n"
-        "native._get_backend(torch.device('cpu')).options._timeout.total_seconds()"
-    )
-    set_it = "import datetime\ndist.init_process_group(timeout=datetime.timedelta(seconds=77))"
-    [before, *_] = values(shop.session, ask)
+ASK_TIMEOUT = (
+    "from nbdist.runtime.hooks import hooks\n"
+    "native = hooks.in_use(dist.group.WORLD)\n"
+    "native._get_backend(torch.device('cpu')).options._timeout.total_seconds()"
+)
+SET_TIMEOUT = "import datetime\ndist.init_process_group(timeout=datetime.timedelta(seconds=77))"
 
-    shop.ends(shop.run(set_it)).raise_failure()
-    assert values(shop.session, ask) == [77.0] * 3
+
+def test_a_timeout_holds_until_the_group_is_destroyed_also_after_a_rebuild(shop: Workshop) -> None:
+    [before, *_] = values(shop.session, ASK_TIMEOUT)
+
+    shop.ends(shop.run(SET_TIMEOUT)).raise_failure()
+    assert values(shop.session, ASK_TIMEOUT) == [77.0] * 3
     shop.ends(shop.run("if rank == 0: raise ValueError('the bug')\nw = dist.barrier()"))
-    assert values(shop.session, ask) == [77.0] * 3
+    assert values(shop.session, ASK_TIMEOUT) == [77.0] * 3
     shop.ends(shop.run(DESTROY)).raise_failure()
 
-    assert values(shop.session, ask) == [before] * 3
+    assert values(shop.session, ASK_TIMEOUT) == [before] * 3
+
+
+@pytest.mark.parametrize("how", ["recover", "restart"])
+def test_a_timeout_holds_on_a_fresh_rank_as_well(shop: Workshop, how: str) -> None:
+    [before, *_] = values(shop.session, ASK_TIMEOUT)
+    shop.ends(shop.run(SET_TIMEOUT)).raise_failure()
+
+    if how == "recover":
+        shop.ends(shop.run("if rank == 1: os._exit(3)"))
+        shop.recovers()
+    else:
+        shop.session.restart_ranks([1])
+        shop.equip((1,))
+
+    assert values(shop.session, ASK_TIMEOUT) == [77.0] * 3
+    shop.ends(shop.run(DESTROY)).raise_failure()
+    assert values(shop.session, ASK_TIMEOUT) == [before] * 3
 
 
 def test_the_backend_is_called_what_scripts_compare_with(shop: Workshop) -> None:
@@ -257,6 +276,116 @@ def test_a_group_made_after_a_destroy_is_told_from_that_before(shop: Workshop) -
 
     both = f"{use.format('old')}\n{use.format('new')}\n[t.item(), old.group_name != new.group_name]"
     assert values(shop.session, both) == [[3.0, True]] * 3
+
+
+# What a script leaves behind ----------------------------------------------------------------------
+
+LEAVES = """
+import gc, weakref
+made = []
+
+def script(keep=None):
+    dist.init_process_group("gloo")
+    groups = [dist.new_group([0, 1, 2]) for _ in range(3)]
+    made.extend(weakref.ref(group) for group in groups)
+    for group in groups:
+        dist.all_reduce(torch.ones(1), group=group)
+    if keep is not None:
+        keep.append(groups[0])
+    dist.destroy_process_group()
+
+def living():
+    return sum(group() is not None for group in made)
+
+def used():
+    return len(os.listdir("/proc/self/task")) + len(os.listdir("/proc/self/fd"))
+"""
+A_GROUP = 8  # threads and files, about: those of one alone
+
+
+def test_groups_that_nobody_holds_end_with_the_world(shop: Workshop) -> None:
+    shop.ends(shop.run(f"{LEAVES}\nscript()")).raise_failure()
+    [before, *_] = values(shop.session, "used()")
+
+    for _ in range(3):
+        shop.ends(shop.run("script()\nscript()")).raise_failure()
+
+    assert values(shop.session, "living()") == [0] * 3
+    assert values(shop.session, "used()")[0] == before
+
+
+def test_a_group_that_somebody_holds_works_on_until_it_is_let_go(shop: Workshop) -> None:
+    use = "t = torch.ones(1); dist.all_reduce(t, group=kept[0]); t.item()"
+    shop.ends(shop.run(f"{LEAVES}\nkept = []\nscript(kept)")).raise_failure()
+
+    for again in ("script()", "if rank == 0: raise ValueError('the bug')\ndist.barrier()", "1"):
+        assert values(shop.session, use) == [3.0] * 3
+        shop.ends(shop.run(again))
+    assert values(shop.session, "living()") == [1] * 3
+    shop.ends(shop.run("kept.clear()\nscript()")).raise_failure()
+
+    assert values(shop.session, "living()") == [0] * 3
+
+
+HOLDERS = {
+    "mesh": (
+        "held = init_device_mesh('cpu', (1, 3), mesh_dim_names=('a', 'b'))",
+        "functional.all_reduce(ones(2), 'sum', (held, 1)).sum().item() / 2",
+    ),
+    "part of a mesh": (
+        "held = init_device_mesh('cpu', (1, 3), mesh_dim_names=('a', 'b'))['b']",
+        "DTensor.from_local(ones(1), held, [Shard(0)]).full_tensor().sum().item()",
+    ),
+    "model": (
+        "held = DistributedDataParallel(nn.Linear(3, 1), process_group=dist.new_group())",
+        "held.zero_grad(); held(ones(1, 3)).sum().backward(); held.module.weight.grad.sum().item()",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "use"), HOLDERS.values(), ids=HOLDERS.keys())
+def test_what_an_earlier_cell_holds_a_group_by_works_on(
+    shop: Workshop, make: str, use: str
+) -> None:
+    shop.ends(shop.run(make)).raise_failure()
+
+    shop.ends(shop.run(f"import gc; {DESTROY}; _ = gc.collect()")).raise_failure()
+
+    assert values(shop.session, use) == [3.0] * 3
+    shop.ends(shop.run("if rank == 0: raise ValueError('the bug')\ndist.barrier()"))
+    assert values(shop.session, use) == [3.0] * 3
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_groups_that_are_named_by_their_ranks_are_told_apart(shop: Workshop, who: str) -> None:
+    """Torch makes such a name of the number of groups that live on a rank."""
+    make = "dist.new_group([0, 1, 2], use_local_synchronization=True)"
+    use = "t = torch.ones(1); dist.all_reduce(t, group={}); t.item()"
+    shop.ends(shop.run(f"first, held = {make}, {make}\nif {WHO[who]}: del first\n{DESTROY}"))
+
+    assert values(shop.session, f"another = {make}\n{use.format('another')}") == [3.0] * 3
+    assert values(shop.session, use.format("held")) == [3.0] * 3
+
+
+def test_splitting_a_group_of_cpu_ranks_says_what_to_do(shop: Workshop) -> None:
+    run = shop.ends(shop.run("dist.split_group(split_ranks=[[0, 1], [2]])"))
+
+    for rank in range(3):
+        assert error(run, rank).ename == "RuntimeError"
+        assert "torch splits groups of GPUs alone" in error(run, rank).evalue
+        assert "`dist.new_group`" in error(run, rank).evalue
+
+
+def test_groups_that_were_cut_off_are_ended_where_nobody_waits(shop: Workshop) -> None:
+    """Rank 1 never comes, so that the native halves on the others may be stuck until a timeout."""
+    shop.ends(shop.run(f"{LEAVES}\nkept = []\nscript(kept)")).raise_failure()
+    leave = "dist.all_reduce(torch.ones(1000), group=kept[0], async_op=True)"
+    shop.ends(shop.run(f"if rank == 1: raise ValueError('the bug')\n{leave}.wait()"))
+
+    run = shop.ends(shop.run(f"w = None if rank == 1 else {leave}\nkept.clear()\n{DESTROY}"))
+
+    assert statuses(run) == ["ok"] * 3
+    shop.ends(shop.run("del w\nscript()")).raise_failure()
 
 
 # Who waits for one that has none ------------------------------------------------------------------

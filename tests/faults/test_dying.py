@@ -137,6 +137,27 @@ def test_a_rank_dies_while_all_compute(shop: Workshop) -> None:
     shop.recovers()
 
 
+@pytest.mark.parametrize("before", ["", "dist.all_reduce(ones(2)); "], ids=["none", "collective"])
+def test_who_waits_for_nobody_when_a_rank_dies_ends_its_cell_well(
+    shop: Workshop, before: str
+) -> None:
+    run = shop.run(f"{before}time.sleep(0.3 if rank == 1 else 1); rank == 1 and {KILL}")
+    shop.ends(run)
+
+    assert statuses(run) == ["ok", "dead", "ok"]
+    shop.recovers()
+
+
+def test_a_call_that_nobody_has_waited_for_is_told_of_when_its_peer_dies(shop: Workshop) -> None:
+    wait = "work = dist.all_reduce(ones(2), async_op=True); time.sleep(1)"
+
+    run = shop.ends(shop.run(f"if rank == 1: {KILL}\n{wait}"))
+
+    assert statuses(run) == ["error", "dead", "error"]
+    shop.blames(run, 1, BY_SIGKILL, among=(0, 2))
+    shop.recovers()
+
+
 def test_the_survivors_of_an_idle_death_are_told_in_their_next_collective(shop: Workshop) -> None:
     os.kill(pids(shop.session)[1], signal.SIGKILL)
     dies(shop, 1)

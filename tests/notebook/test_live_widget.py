@@ -167,6 +167,7 @@ def test_what_is_no_text_is_told_in_short(shown: WidgetView, page: Page) -> None
             Display("display", {"image/png": "…", "text/plain": "<Figure>"}),
             Display("update", {"text/plain": "not again"}, display_id="1"),
             Clear(wait=True),
+            Clear(area=1),  # of an output widget: other lines stay
             Dropped(1234),
         ),
     )

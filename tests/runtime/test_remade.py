@@ -33,3 +33,11 @@ def test_a_fresh_rank_counts_groups_as_the_others_do() -> None:
 def test_a_group_made_anew_gives_out_its_new_backend() -> None:
     for facts in run_ranks(SCRIPT, "backends", 2):
         assert facts["sums"] == facts["coalesced"] == [2, 2]
+
+
+def test_parts_of_a_split_group_are_groups_like_any_other() -> None:
+    [facts] = run_ranks(SCRIPT, "splits", 1)
+
+    assert facts["counted"] == 3  # with the world
+    assert len(set(facts["names"])) == 2
+    assert facts["sums"] == facts["remade"] == [1, 1]

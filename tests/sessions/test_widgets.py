@@ -97,3 +97,38 @@ def test_a_comm_of_the_old_kind_sends_nothing_either(session: Session) -> None:
     code = "from ipykernel.comm import Comm\nComm(target_name='a', show_warning=False).send({})"
 
     assert finished(session, code).render() == {}
+
+
+OUTPUT_WIDGET = """
+from IPython.display import clear_output
+area, inner = ipywidgets.Output(), ipywidgets.Output()
+print("before")
+with area:
+    print("step 0")
+    with inner:
+        print("kept")
+    clear_output()
+    print("step 1")
+print("after")
+area.clear_output(wait=True)
+with area:
+    print("step 2")
+"""
+
+
+def test_an_output_widget_clears_its_own_output_alone(session: Session) -> None:
+    run = finished(session, f"import ipywidgets\n{OUTPUT_WIDGET}")
+
+    assert run.render()["text/plain"].splitlines() == [
+        f"[ranks 0, 1] {line}" for line in ("before", "kept", "after", "step 2")
+    ]
+
+
+def test_a_cell_that_ends_within_an_output_widget_takes_nothing_from_the_next(
+    session: Session,
+) -> None:
+    finished(session, "import ipywidgets\narea = ipywidgets.Output()\n_ = area.__enter__()")
+
+    run = finished(session, "clear_output()\nprint('one')\nclear_output()\nprint('two')")
+
+    assert run.render()["text/plain"] == "[ranks 0, 1] two"

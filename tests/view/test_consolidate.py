@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from nbdist.view.consolidate import consolidate, describe_dropped
-from nbdist.wire import Clear, Display, Dropped, Output
+from nbdist.wire import Area, Clear, Display, Dropped, Output
 from tests.view.build import result, shown, stderr, stdout, update
 
 
@@ -47,6 +47,32 @@ def test_a_waiting_clear_acts_once() -> None:
     outputs: list[Output] = [stdout("old"), Clear(wait=True), stdout("a"), stdout("b")]
 
     assert consolidate(outputs) == (stdout("ab"),)
+
+
+def test_a_clear_in_an_output_widget_takes_what_came_there() -> None:
+    outputs: list[Output] = [
+        stdout("before\n"),
+        *(Area(1), stdout("step 0\n"), shown({"text/plain": "0"}, "bar"), Area(0)),
+        stdout("between\n"),
+        *(Area(1), Clear(area=1), stdout("step 1\n"), Area(0)),
+        update("1", "bar"),
+        stdout("after\n"),
+    ]
+
+    assert consolidate(outputs) == (stdout("before\nbetween\nstep 1\nafter\n"),)
+
+
+def test_a_waiting_clear_in_an_output_widget_waits_for_output_there() -> None:
+    outputs: list[Output] = [Area(1), stdout("a"), Clear(wait=True, area=1), Area(0), stdout("b")]
+
+    assert consolidate(outputs) == (stdout("ab"),)
+    assert consolidate([*outputs, Area(1), stdout("c")]) == (stdout("bc"),)
+
+
+def test_a_clear_of_the_cell_takes_what_its_output_widgets_have() -> None:
+    outputs: list[Output] = [Area(1), stdout("a"), Area(0), Clear(), stdout("b")]
+
+    assert consolidate(outputs) == (stdout("b"),)
 
 
 def test_an_update_replaces_its_displays_in_place() -> None:
