@@ -104,6 +104,9 @@ class RankShell(ZMQInteractiveShell):
     compiler_class = Type(CellCompiler)
     last_exception: BaseException | None = None
 
+    def init_prompts(self) -> None:
+        """Leave ``sys.ps1`` alone: where it is set, libraries refuse to start process groups."""
+
     def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
         """Keep the exception; the notebook shows it. After ``%pdb on``, open its frame."""
         self._keep_exception(exc_tuple)

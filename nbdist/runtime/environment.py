@@ -179,7 +179,6 @@ def _from_torchrun(env: Mapping[str, str]) -> RankEnvironment:
         ),
         master_addr=env.get("MASTER_ADDR") or None,
         master_port=read_number(env, "MASTER_PORT") if env.get("MASTER_PORT") else None,
-        # A `!torchrun` in a cell inherits the mark of the session and sets its own.
         source="nbdist" if _is_in_session(env) else "torchrun",
     )
 
@@ -200,7 +199,8 @@ def _from_slurm(env: Mapping[str, str]) -> RankEnvironment:
 
 
 def _is_in_session(env: Mapping[str, str]) -> bool:
-    return "NBDIST_SESSION" in env and "TORCHELASTIC_RUN_ID" not in env
+    # A `!torchrun` in a cell inherits the mark of the session and gives its ranks an id of its own.
+    return "NBDIST_SESSION" in env and env.get("TORCHELASTIC_RUN_ID") == env["NBDIST_SESSION"]
 
 
 def _check_rank(rank: int, world_size: int) -> None:
