@@ -22,7 +22,7 @@ def set_title(title: str) -> None:
     """
     with contextlib.suppress(OSError):
         _write_over_arguments(title.encode())
-        Path("/proc/self/comm").write_text(title)
+        Path("/proc/self/comm").write_bytes(title.encode())
 
 
 def _write_over_arguments(title: bytes) -> None:

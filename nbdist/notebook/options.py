@@ -39,10 +39,13 @@ class Parser(argparse.ArgumentParser):
         """
         try:
             words = _join_negative(shlex.split(line, posix=not is_code))
-            # As a format string, which argparse makes of it while words stand around flags.
-            self.usage = self.format_usage().removeprefix("usage: ").replace("%", "%%")
+        except ValueError as exc:
+            self.error(str(exc))
+        # As a format string, which argparse makes of it while words stand around flags.
+        self.usage = self.format_usage().removeprefix("usage: ").replace("%", "%%")
+        try:
             return self.parse_intermixed_args(words)
-        except (ValueError, argparse.ArgumentError) as exc:
+        except argparse.ArgumentError as exc:
             self.error(str(exc))
 
 
