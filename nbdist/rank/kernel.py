@@ -26,7 +26,6 @@ import ipyparallel.engine.app as engine_app
 import torch
 from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
-from ipyparallel.serialize import uncan
 from traitlets import Type
 
 from nbdist import packing, processes, wire
@@ -152,12 +151,16 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             value = eval(content["expression"], namespace)  # noqa: S307 - the user's own code
             packed = packing.pack(value, self.folder, max_bytes=content["max_bytes"])
             return {"status": "ok", "value": packed.header}, packed.buffers
-        value = packing.unpack(
-            content["value"], views, self.folder, values.make_tensor, keep_files=True
+        namespace.update(
+            packing.unpack(
+                content["value"],
+                views,
+                self.folder,
+                values.make_tensor,
+                keep_files=True,
+                namespace=namespace,
+            )
         )
-        if content["action"] == "push_function":
-            value = {content["name"]: uncan(value, namespace)}
-        namespace.update(value)
         return {"status": "ok"}, []
 
     def _raise_if_stopped(self, cell_id: str) -> None:

@@ -24,9 +24,9 @@ from typing import Any, Literal
 
 from torch.nn.parallel import DistributedDataParallel
 
+from nbdist.definitions import Namespace, Uncopyable
 from nbdist.errors import TransferError
 from nbdist.rank.by_value import CellHasher
-from nbdist.rank.definitions import Namespace, Uncopyable
 from nbdist.rank.parcels import RANDOM_STATES, Transfer, random_states, read, why_not, write
 from nbdist.rank.placed import Place, ddp_state, set_ddp_state
 from nbdist.runtime import all_gather_objects, broadcast_object_list

@@ -544,20 +544,13 @@ class Session:
     def push(self, values: Mapping[str, Any], ranks: RankSpec = None) -> None:
         """Set the variables *values* on each of *ranks*.
 
+        Functions, classes and instances may be defined in a notebook cell; globals that a function
+        reads are the rank's.
+
         Raises:
             TransferError: A value cannot be pickled here, or not unpickled there.
         """
         self._exchange.push(self._targets(ranks), values)
-
-    def push_function(
-        self, name: str, function: Callable[..., Any], ranks: RankSpec = None
-    ) -> None:
-        """Set *function* as a variable on each of *ranks*; it may be defined in a notebook cell.
-
-        Raises:
-            TransferError: It is no plain Python function.
-        """
-        self._exchange.push_function(self._targets(ranks), name, function)
 
     def _begin(self) -> str:
         """Let the ranks agree first where they must; return the id of what is sent next."""
