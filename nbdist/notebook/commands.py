@@ -60,6 +60,7 @@ HELP = """\
 %dist log In[12] [-r RANKS] [-n LINES]   what each rank put out in that cell
 %dist logs [-r RANKS] [-n LINES] the end of each rank's log
 %%dist [RANKS] [-o NAME] [-a] [--timeout S] [--local] [--no-fold]   run a cell on the ranks
+%%dist --module NAME             the cell is a module, which ranks and spawned workers can import
 # dist: ranks=0,2 [-o NAME] ...  the same, as a remark that linters pass over
 %autodist on|off                 plain cells go to the ranks; %%local runs one here
 %sync                            wait until every rank is here
@@ -140,8 +141,15 @@ class Commands:
         limit: dict[str, Any] = {"max_value_bytes": 2**62} if options.yes else {}
         wants_value = options.out is not None or options.noblock
         with aside(self.shell), StopButton() as button:
-            self._check_syntax(code, number)
-            run = session.run(code, options.ranks, want_value=wants_value, number=number, **limit)
+            self._check_syntax(code, number, is_module=options.module is not None)
+            run = session.run(
+                code,
+                options.ranks,
+                want_value=wants_value,
+                number=number,
+                module=options.module,
+                **limit,
+            )
             run.fold = options.fold
             run.notes += [note] if note else []
             if options.noblock:
@@ -156,15 +164,15 @@ class Commands:
         self._keep_value(run, options)
         return None
 
-    def _check_syntax(self, code: str, number: int | None) -> None:
-        """Find a syntax error before anything is sent.
+    def _check_syntax(self, code: str, number: int | None, *, is_module: bool) -> None:
+        """Find a syntax error before anything is sent; a module is plain Python, without magics.
 
         Raises:
             SyntaxError: In the user's own lines, named ``In[3]``.
         """
         label = "cell" if number is None else f"In[{number}]"
-        transformed = self.shell.transform_cell(code)
-        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        transformed = code if is_module else self.shell.transform_cell(code)
+        flags = 0 if is_module else ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         compile(transformed, label, "exec", flags=flags, dont_inherit=True)
 
     def _run_here(self, cell: str) -> None:

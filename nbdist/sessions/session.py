@@ -192,6 +192,7 @@ class Session:
         want_value: bool = True,
         number: int | None = None,
         max_value_bytes: int = MAX_VALUE_BYTES,
+        module: str | None = None,
     ) -> Run:
         """Send *code* to *ranks* and return at once.
 
@@ -201,6 +202,7 @@ class Session:
             want_value: Send the value of the last expression back, for `Run.result`.
             number: The notebook's execution count, for tracebacks.
             max_value_bytes: Refuse to send a value larger than this.
+            module: Make the cell a module of this name, which ranks and their children can import.
 
         Raises:
             RankError: There is no such rank.
@@ -218,6 +220,7 @@ class Session:
             ranks=targets,
             want_value=want_value,
             max_value_bytes=max_value_bytes,
+            module=module,
         )
         run = Run(request, self._exchange.unpack, self.interrupt, self.world_size)
         if report is not None:

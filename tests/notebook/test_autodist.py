@@ -86,3 +86,15 @@ def test_without_ranks_all_cells_are_the_notebooks(run_folder: object) -> None:
         notebook.run("%dist stop")
         assert notebook.run("1 + 1").of_kind("execute_result")
         assert notebook.run("%dist_mode -d").streams.startswith("Plain cells run here")
+
+
+def test_a_cell_may_be_a_module(notebook: Notebook) -> None:
+    made = notebook.run("%%dist --module mine\ndef f(x):\n    return 1 / x")
+    magic = notebook.run("%%dist --module mine\nx = 1\n%timeit f(1)")
+
+    assert made.status == "ok"
+    assert notebook.run("%%dist\nmine.f(2)").display == "[ranks 0, 1] 0.5"
+    failed = notebook.run("%%dist\nmine.f(0)")
+    assert ":3" in failed.display
+    assert "    return 1 / x" in failed.display
+    assert magic.error.startswith("SyntaxError")
