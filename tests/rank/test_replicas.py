@@ -358,6 +358,22 @@ def test_the_user_may_copy_what_differs_and_name_the_rank() -> None:
     assert plan.left == (("batch", "differs between ranks"), ("it", "no"))
 
 
+def test_the_report_names_what_says_it_is_on_the_source() -> None:
+    mine = {"tr": data("a", identities=(".gpu_id = 0",)), "x": data("b", identities=(".rank = 0",))}
+    other = {**mine, "tr": data("a2")}
+
+    alone, chosen, alike = (
+        choose({0: mine}),
+        choose({0: mine, 2: other}, also=["tr"]),
+        choose({0: mine, 2: mine}),
+    )
+
+    assert "\nsays it is on rank 0, look at it: tr.gpu_id = 0, x.rank = 0" in alone.report()
+    assert "says it is on rank 0, look at it: tr.gpu_id = 0" in chosen.report().splitlines()
+    assert "look at it" not in alike.report()
+    assert "tr" not in alone.report({"tr": "gone", "x": "gone"}).partition("not copied")[0]
+
+
 def test_the_report_is_grouped_by_reason() -> None:
     one = {name: data(name) for name in ("model", "optimizer", "batch", "loss")}
     one |= {"np": data("n", "module"), "train": data("t", "definition")}
