@@ -3,7 +3,7 @@
     NbdistError                    catch this to catch them all
     ├── ConfigError                a key, a value or a file of the configuration is wrong
     ├── RankError                  a rank was named that does not exist
-    ├── UsageError                 a command was called in a way it does not know
+    ├── UsageError                 a command or helper was called in a way it does not know
     ├── LaunchError                a session could not be started; nothing is left running
     ├── SessionError               there is no session, or it cannot do this now
     ├── CellFailed                 a cell ended with an error on one rank or more
@@ -18,6 +18,9 @@
     ├── RebuildError               the groups could not be made anew
     ├── SetupError                 a variable, a device or an init method is missing or wrong
     └── NotPrivate                 a file or folder is another user's, or open to others
+
+Where Python or torch has a name for what happened, the error has that type too: `UsageError` is a
+ValueError, `SetupError` a ValueError and a RuntimeError, `NotPrivate` a PermissionError.
 
 A message says what happened (with values), where to look, and what to do next.
 """
@@ -48,8 +51,8 @@ class RankError(NbdistError):
     """A rank was named that does not exist, or a rank list cannot be read."""
 
 
-class UsageError(NbdistError):
-    """A command was called in a way it does not know; nothing has run."""
+class UsageError(NbdistError, ValueError):
+    """A command or a helper was called in a way it does not know; nothing has run."""
 
 
 class LaunchError(NbdistError):
@@ -118,7 +121,7 @@ class RebuildError(NbdistError):
     """The groups could not be made anew, because a rank did not come."""
 
 
-class SetupError(NbdistError):
+class SetupError(NbdistError, ValueError, RuntimeError):
     """A variable, a device or an init method that a rank needs is missing or wrong."""
 
 

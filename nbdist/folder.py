@@ -93,6 +93,7 @@ class SessionFolder:
         self.logs = path / "logs"
         self.cells = path / "cells"
         self.security = path / "security"
+        self.modules = path / "modules"
         self.agent_spec = path / "agent.json"
         self.agent_log = self.logs / "agent.log"
         self.controller_log = self.logs / "controller.log"
@@ -117,6 +118,7 @@ class SessionFolder:
             folder.logs,
             folder.cells,
             folder.security,
+            folder.modules,
             folder.channels.parent,
         )
         try:

@@ -24,9 +24,11 @@ from typing import Any
 
 from nbdist import private
 from nbdist.errors import NotPrivate, TransferError
+from nbdist.pushing import Definitions, RankNamespace
 from nbdist.sizes import describe_size
 
 INLINE_BYTES = 64 * 2**10  # what is larger goes through a file on one host
+_NAMESPACE = "namespace"  # as a persistent id, beside the numbers of tensors
 MakeTensor = Callable[["TensorBytes"], Any]
 
 
@@ -40,6 +42,8 @@ class TensorBytes:
         shape: Its shape; ``()`` for a scalar.
         device: Where it was: ``cuda:1``.
         is_widened: The data is ``float32``, to be narrowed to *dtype* by the receiver.
+        requires_grad: It is a leaf that gets gradients.
+        is_parameter: It is a parameter of a module.
     """
 
     data: memoryview
@@ -47,6 +51,8 @@ class TensorBytes:
     shape: tuple[int, ...]
     device: str
     is_widened: bool = False
+    requires_grad: bool = False
+    is_parameter: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,19 +141,26 @@ def _without_ending(draft: Path) -> Path:
     return draft.with_name(draft.name.partition(".")[0])
 
 
-def pack(value: Any, folder: ValueFolder | None, *, max_bytes: int | None = None) -> Packed:
+def pack(
+    value: Any,
+    folder: ValueFolder | None,
+    *,
+    max_bytes: int | None = None,
+    definitions: Definitions | None = None,
+) -> Packed:
     """Pack *value*.
 
     Args:
         value: Anything that can be pickled; tensors may stand anywhere in it.
         folder: Where large buffers go; ``None`` sends everything with the message.
         max_bytes: Refuse what is larger; ``None`` for no limit.
+        definitions: How what is defined here is sent; by its name alone when ``None``.
 
     Raises:
         TransferError: It cannot be pickled, or is larger than *max_bytes*.
     """
     stream = io.BytesIO()
-    pickler = _Pickler(stream)
+    pickler = _Pickler(stream, definitions)
     try:
         pickler.dump(value)
     except TransferError:
@@ -202,6 +215,7 @@ def unpack(
     make_tensor: MakeTensor,
     *,
     keep_files: bool = False,
+    namespace: dict[str, Any] | None = None,
 ) -> Any:
     """Return the value that `pack` packed.
 
@@ -211,6 +225,7 @@ def unpack(
         folder: The folder that `pack` used.
         make_tensor: Builds this side's tensor from its bytes.
         keep_files: Leave the files for other readers.
+        namespace: The variables of this rank, where `Definitions` were packed.
 
     Raises:
         TransferError: It needs a class or a library that is not here.
@@ -226,7 +241,7 @@ def unpack(
         parts.append(folder.read(Path(place)))
         if not keep_files:
             Path(place).unlink(missing_ok=True)
-    unpickler = _Unpickler(parts, header["tensors"], make_tensor)
+    unpickler = _Unpickler(parts, header["tensors"], make_tensor, namespace)
     return unpickler.load()
 
 
@@ -244,16 +259,19 @@ def _take_buffer(parts: list[memoryview], buffer: pickle.PickleBuffer) -> None:
 class _Pickler(pickle.Pickler):
     """Sets tensors and big buffers aside while it pickles the rest."""
 
-    def __init__(self, stream: io.BytesIO) -> None:
+    def __init__(self, stream: io.BytesIO, definitions: Definitions | None) -> None:
         self.parts: list[memoryview] = []
         take = functools.partial(_take_buffer, self.parts)  # no method: with a circle of
         super().__init__(stream, protocol=5, buffer_callback=take)  # references values would stay
         self.tensors: list[dict[str, Any]] = []
         self._places: dict[int, tuple[int, Any]] = {}
         self._torch = sys.modules.get("torch")
+        self._definitions = definitions
 
     def persistent_id(self, obj: Any) -> Any:
         """Set a tensor aside, once for all places it stands in; everything else is pickled."""
+        if type(obj) is RankNamespace:
+            return _NAMESPACE
         if id(obj) in self._places:
             return self._places[id(obj)][0]
         as_bytes = getattr(type(obj), "nbdist_tensor_bytes", None)
@@ -271,13 +289,17 @@ class _Pickler(pickle.Pickler):
                 "shape": tensor.shape,
                 "device": tensor.device,
                 "is_widened": tensor.is_widened,
+                "requires_grad": tensor.requires_grad,
+                "is_parameter": tensor.is_parameter,
             }
         )
         self._places[id(obj)] = (len(self.tensors) - 1, obj)  # the object keeps its id taken
         return len(self.tensors) - 1
 
     def reducer_override(self, obj: Any) -> Any:
-        """Send torch's small descriptive objects as what they say."""
+        """Send what torch describes things by as what it says: the notebook may have no torch."""
+        if self._definitions is not None:
+            return self._definitions.reduce(obj)
         torch = self._torch
         if torch is not None:
             if isinstance(obj, torch.Size):
@@ -306,6 +328,8 @@ def _bytes_of(tensor: Any, torch: Any) -> TensorBytes:
         dtype=str(tensor.dtype).removeprefix("torch."),
         shape=tuple(tensor.shape),
         device=str(tensor.device),
+        requires_grad=tensor.requires_grad and tensor.is_leaf,
+        is_parameter=type(tensor) is torch.nn.Parameter,
     )
 
 
@@ -313,12 +337,17 @@ class _Unpickler(pickle.Unpickler):
     """Puts tensors and buffers back where they were."""
 
     def __init__(
-        self, parts: list[memoryview], tensors: list[dict[str, Any]], make_tensor: MakeTensor
+        self,
+        parts: list[memoryview],
+        tensors: list[dict[str, Any]],
+        make_tensor: MakeTensor,
+        namespace: dict[str, Any] | None,
     ) -> None:
         self._tensor_of: dict[int, Any] = {}
         self._parts = parts
         self._tensors = tensors
         self._make_tensor = make_tensor
+        self._namespace = namespace
         stream = io.BytesIO(parts[0])
         super().__init__(stream, buffers=self._plain_parts())
 
@@ -328,19 +357,14 @@ class _Unpickler(pickle.Unpickler):
         return [part for i, part in enumerate(self._parts) if i > 0 and i not in used]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return the tensor that was set aside."""
+        """Return the tensor that was set aside, or the variables of this rank."""
+        if pid == _NAMESPACE:
+            return self._namespace
         index = int(pid)
         if index not in self._tensor_of:
-            entry = self._tensors[index]
-            self._tensor_of[index] = self._make_tensor(
-                TensorBytes(
-                    self._parts[entry["part"]],
-                    entry["dtype"],
-                    tuple(entry["shape"]),
-                    entry["device"],
-                    entry["is_widened"],
-                )
-            )
+            about = dict(self._tensors[index])
+            data, shape = self._parts[about.pop("part")], tuple(about.pop("shape"))
+            self._tensor_of[index] = self._make_tensor(TensorBytes(data, shape=shape, **about))
         return self._tensor_of[index]
 
     def find_class(self, module: str, name: str) -> Any:

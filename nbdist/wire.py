@@ -481,6 +481,7 @@ class CellRequest:
         ranks: All ranks the cell runs on, in ascending order.
         want_value: Send the last expression back as a value (``-o``).
         max_value_bytes: Largest value sent back without ``--yes``.
+        module: The module that the cell is to be; ``None`` for a plain one.
     """
 
     cell_id: str
@@ -490,6 +491,7 @@ class CellRequest:
     ranks: tuple[int, ...]
     want_value: bool = False
     max_value_bytes: int = 2**30
+    module: str | None = None
 
 
 @dataclass(frozen=True)

@@ -516,3 +516,18 @@ def test_what_was_packed_is_free_at_once() -> None:
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_a_module_is_sent_with_its_parameters(folder: ValueFolder) -> None:
+    module = torch.nn.BatchNorm1d(2)
+    module.bias.requires_grad_(False)
+    leaf = torch.ones(2, requires_grad=True)
+
+    packed = pack({"module": module, "leaf": leaf, "later": leaf * 2}, folder)
+    buffers = [memoryview(buffer) for buffer in packed.buffers]
+    there = unpack(packed.header, buffers, folder, make_tensor)
+
+    named = dict(there["module"].named_parameters())
+    assert {name: p.requires_grad for name, p in named.items()} == {"weight": True, "bias": False}
+    assert "running_mean" in there["module"].state_dict()
+    assert (there["leaf"].requires_grad, there["later"].requires_grad) == (True, False)

@@ -22,6 +22,7 @@ import zmq
 from ipyparallel.controller.app import IPController
 
 from nbdist.processes import forget_other_clusters
+from nbdist.titles import set_title
 
 
 class Controller(IPController):  # type: ignore[misc]
@@ -63,6 +64,7 @@ class Controller(IPController):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
+    set_title("nbdist controller")
     forget_other_clusters()
     os.umask(0o077)  # all its files are private, whatever the user's umask is
     Controller.launch_instance()

@@ -16,9 +16,16 @@ from nbdist.config import Config, differences, to_lines, to_yaml
 from nbdist.errors import SessionError, UsageError, did_you_mean
 from nbdist.folder import runtime_root
 from nbdist.launchers.room import check_room
+from nbdist.notebook.autodist import aside, of
 from nbdist.notebook.background import tell_troubles
 from nbdist.notebook.closing import end_ranks_on_shutdown
-from nbdist.notebook.options import CellOptions, cell_options, start_options, verb_parser
+from nbdist.notebook.options import (
+    CellOptions,
+    Parser,
+    cell_options,
+    start_options,
+    verb_parser,
+)
 from nbdist.notebook.progress import StartProgress
 from nbdist.notebook.stopping import StopButton
 from nbdist.sessions import current
@@ -53,6 +60,10 @@ HELP = """\
 %dist log In[12] [-r RANKS] [-n LINES]   what each rank put out in that cell
 %dist logs [-r RANKS] [-n LINES] the end of each rank's log
 %%dist [RANKS] [-o NAME] [-a] [--timeout S] [--local] [--no-fold]   run a cell on the ranks
+%%dist --module NAME             the cell is a module, which ranks and spawned workers can import
+# dist: ranks=0,2 [-o NAME] ...  the same, as a remark that linters pass over
+%autodist on|off                 plain cells go to the ranks; %%local runs one here
+%sync                            wait until every rank is here
 RANKS: 0   0,2   0-2   1:   -1   [0,2]   all (default)"""
 
 
@@ -111,18 +122,36 @@ class Commands:
         Raises:
             CellFailed: It failed on some rank; its output has been shown.
         """
+        return self._run(cell_options(line), with_first_line(line, cell), cell)
+
+    def run_plain_cell(self, cell: str) -> None:
+        """Run a cell without a first line of ours on all ranks, as ``%autodist on`` asks for.
+
+        Raises:
+            CellFailed: It failed on some rank; its output has been shown.
+        """
+        ranks = name_ranks(range(current.get().world_size))
+        self._run(cell_options(""), cell, cell, note=f"on {ranks}: %autodist is on")
+
+    def _run(self, options: CellOptions, code: str, cell: str, note: str | None = None) -> Any:
         from nbdist.notebook import cells
 
-        options = cell_options(line)
         session = current.get()
         number = cell_number(self.shell)
-        code = with_first_line(line, cell)
-        self._check_syntax(code, number)
         limit: dict[str, Any] = {"max_value_bytes": 2**62} if options.yes else {}
         wants_value = options.out is not None or options.noblock
-        with StopButton() as button:
-            run = session.run(code, options.ranks, want_value=wants_value, number=number, **limit)
+        with aside(self.shell), StopButton() as button:
+            self._check_syntax(code, number, is_module=options.module is not None)
+            run = session.run(
+                code,
+                options.ranks,
+                want_value=wants_value,
+                number=number,
+                module=options.module,
+                **limit,
+            )
             run.fold = options.fold
+            run.notes += [note] if note else []
             if options.noblock:
                 tell_troubles(run)
                 return run
@@ -135,15 +164,15 @@ class Commands:
         self._keep_value(run, options)
         return None
 
-    def _check_syntax(self, code: str, number: int | None) -> None:
-        """Find a syntax error before anything is sent.
+    def _check_syntax(self, code: str, number: int | None, *, is_module: bool) -> None:
+        """Find a syntax error before anything is sent; a module is plain Python, without magics.
 
         Raises:
             SyntaxError: In the user's own lines, named ``In[3]``.
         """
         label = "cell" if number is None else f"In[{number}]"
-        transformed = self.shell.transform_cell(code)
-        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        transformed = code if is_module else self.shell.transform_cell(code)
+        flags = 0 if is_module else ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         compile(transformed, label, "exec", flags=flags, dont_inherit=True)
 
     def _run_here(self, cell: str) -> None:
@@ -153,6 +182,32 @@ class Commands:
     def _keep_value(self, run: Any, options: CellOptions) -> None:
         if options.out is not None:
             self.shell.user_ns[options.out] = run.values()
+
+    # Magics of their own ----------------------------------------------------------------------
+
+    def autodist(self, line: str) -> None:
+        """Switch on or off that plain cells go to the ranks; without a word, say how it is."""
+        parser = Parser("%autodist")
+        parser.add_argument("state", nargs="?", choices=["on", "off"])
+        state = parser.read(line).state
+        transformer = of(self.shell)
+        if transformer is None:  # after %unload_ext
+            raise UsageError("nbdist is not loaded here: `%load_ext nbdist`.")
+        if state is not None:
+            transformer.is_on = state == "on"
+        if transformer.is_on:
+            self._say(
+                "Plain cells run on the ranks; `%%local` as the first line runs one here, "
+                "`%autodist off` all of them."
+            )
+        else:
+            self._say("Plain cells run here; `%%dist` as the first line runs one on the ranks.")
+
+    def sync(self, line: str) -> None:
+        """Wait until every rank is here."""
+        verb_parser("sync").read(line)
+        self._run_quietly("nbdist.synchronize()")
+        self._say(f"{name_ranks(range(current.get().world_size))} are here")
 
     # Verbs ------------------------------------------------------------------------------------
 

@@ -33,6 +33,18 @@ class DistMagics(Magics):
             return self._commands.run_cell(line, cell)
         return self._commands.command(line)
 
+    @line_cell_magic
+    def autodist(self, line: str, cell: str | None = None) -> Any:
+        """Send plain cells to the ranks: ``%autodist on``, ``%autodist off``."""
+        if cell is not None:
+            return self._commands.run_plain_cell(cell)
+        return self._commands.autodist(line)
+
+    @line_magic
+    def sync(self, line: str) -> None:
+        """Wait until every rank has come to its end of the cells so far."""
+        self._commands.sync(line)
+
     # Old habits -------------------------------------------------------------------------------
 
     @line_magic
@@ -49,6 +61,11 @@ class DistMagics(Magics):
     def dist_shutdown(self, line: str) -> None:
         """Do what ``%dist stop`` does."""
         self._commands.command(f"stop {line}")
+
+    @line_magic
+    def dist_mode(self, line: str) -> None:
+        """Do what ``%autodist`` does: ``--enable`` and ``--disable``."""
+        self._commands.autodist({"e": "on", "d": "off"}.get(line.strip().lstrip("-")[:1], line))
 
     @cell_magic
     def distributed(self, line: str, cell: str) -> Any:

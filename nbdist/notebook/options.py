@@ -39,10 +39,13 @@ class Parser(argparse.ArgumentParser):
         """
         try:
             words = _join_negative(shlex.split(line, posix=not is_code))
-            # As a format string, which argparse makes of it while words stand around flags.
-            self.usage = self.format_usage().removeprefix("usage: ").replace("%", "%%")
+        except ValueError as exc:
+            self.error(str(exc))
+        # As a format string, which argparse makes of it while words stand around flags.
+        self.usage = self.format_usage().removeprefix("usage: ").replace("%", "%%")
+        try:
             return self.parse_intermixed_args(words)
-        except (ValueError, argparse.ArgumentError) as exc:
+        except argparse.ArgumentError as exc:
             self.error(str(exc))
 
 
@@ -58,6 +61,7 @@ class CellOptions:
         local: Run the cell in the notebook as well.
         fold: Show once what ranks have in common.
         yes: Send values of any size.
+        module: Name of the module that the cell is to be.
     """
 
     ranks: str | None
@@ -67,6 +71,7 @@ class CellOptions:
     local: bool
     fold: bool
     yes: bool
+    module: str | None = None
 
 
 def cell_options(line: str) -> CellOptions:
@@ -84,6 +89,7 @@ def cell_options(line: str) -> CellOptions:
     parser.add_argument("--timeout", metavar="S", type=_seconds)
     parser.add_argument("--local", action="store_true")
     parser.add_argument("--no-fold", action="store_true")
+    parser.add_argument("--module", metavar="NAME", type=_identifier)
     parser.add_argument("--yes", action="store_true")
     found = parser.read(rest)
     if leading is not None and found.targets is not None:
@@ -100,6 +106,7 @@ def cell_options(line: str) -> CellOptions:
         local=found.local,
         fold=not found.no_fold,
         yes=found.yes,
+        module=found.module,
     )
 
 

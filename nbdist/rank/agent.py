@@ -49,6 +49,7 @@ from nbdist.rank.children import (
     start_store_keeper,
     tail,
 )
+from nbdist.titles import set_title
 from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
@@ -392,6 +393,7 @@ class Agent:
     ) -> NoReturn:
         """Leave the agent's life behind and mind the rank."""
         try:
+            set_title(f"nbdist minder {rank}")
             self._forget_agent()
             note_birth = functools.partial(self.folder.record_birth, f"rank {rank}")
             minder.mind(report, agent, be_rank, note_birth)
@@ -609,6 +611,7 @@ def _calls(table: Any) -> list[dict[str, Any]]:
 
 def main(folder_path: str) -> None:
     """Run the agent of the session in *folder_path*."""
+    set_title("nbdist agent")
     gc.disable()  # imports make no garbage, and collecting takes a quarter of their time
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     minder.take_orphans()  # those of a killed minder

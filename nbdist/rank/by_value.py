@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import builtins
 import io
-import linecache
 import marshal
 import pickle
 import types
@@ -28,8 +27,9 @@ from typing import Any
 
 import torch
 
-from nbdist.rank import definitions, placed
-from nbdist.rank.definitions import Namespace, Reduced, Uncopyable
+from nbdist import definitions
+from nbdist.definitions import Namespace, Reduced, Uncopyable
+from nbdist.rank import placed
 from nbdist.rank.placed import Own, Place
 from nbdist.runtime.tensor_bytes import hash_elements, new_hash
 
@@ -101,7 +101,7 @@ class CellPickler(pickle.Pickler):
 
     def reduce_code(self, code: types.CodeType) -> Reduced:
         """Write code, and note the cell it stands in."""
-        text = text_of_cell(code.co_filename)
+        text = definitions.text_of_cell(code.co_filename)
         if text is not None:
             self.sources[code.co_filename] = text
         return marshal.loads, (marshal.dumps(code),)
@@ -242,12 +242,6 @@ class CellUnpickler(pickle.Unpickler):
         if kind == "builtins":
             return builtins.__dict__
         return self._storages[rest[0]] if kind == "storage" else self._place.own(Own(rest[0]))
-
-
-def text_of_cell(filename: str) -> str | None:
-    """Return the text of the cell whose code has this file name; ``None`` for a real file."""
-    entry = linecache.cache.get(filename, ())
-    return "".join(entry[2]) if len(entry) == 4 and entry[1] is None else None
 
 
 def make_tensor(

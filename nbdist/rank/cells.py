@@ -26,6 +26,7 @@ from nbdist import packing
 from nbdist.packing import ValueFolder
 from nbdist.rank.failures import chain_of, describe
 from nbdist.rank.interrupts import Interrupts
+from nbdist.rank.modules import CellModules
 from nbdist.rank.outputs import Recorder
 from nbdist.rank.recovery import Conclusion, Recovery
 from nbdist.rank.shell import RankShell
@@ -39,9 +40,15 @@ class CellRunner:
     """Runs cells one after another in the main thread."""
 
     def __init__(
-        self, shell: RankShell, recorder: Recorder, interrupts: Interrupts, recovery: Recovery
+        self,
+        shell: RankShell,
+        recorder: Recorder,
+        interrupts: Interrupts,
+        recovery: Recovery,
+        modules: CellModules,
     ) -> None:
         self.shell = shell
+        self.modules = modules
         self.recorder = recorder
         self.interrupts = interrupts
         self.recovery = recovery
@@ -71,7 +78,7 @@ class CellRunner:
             if self.interrupts.is_stopped(request.cell_id):
                 failure = KeyboardInterrupt("stopped before it began")
             else:
-                result, failure = await self._execute(request)
+                result, failure = await self._execute_in_its_module(request)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, the notebook gets a reply
             failure = exc
         is_stopped = self.interrupts.was_interrupted or self.interrupts.is_stopped(request.cell_id)
@@ -84,6 +91,17 @@ class CellRunner:
         conclusion = self.recovery.conclude(failure, was_told_to_stop=is_stopped)
         self.running = self.cell_id = None
         return self._reply(request, result, conclusion, started, folder)
+
+    async def _execute_in_its_module(
+        self, request: CellRequest
+    ) -> tuple[ExecutionResult | None, BaseException | None]:
+        if request.module is None:
+            return await self._execute(request)
+        with self.modules.running(request.module, request.code):
+            result, failure = await self._execute(request)
+            if failure is None and not self.interrupts.was_interrupted:
+                self.modules.keep()
+        return result, failure
 
     async def _execute(
         self, request: CellRequest

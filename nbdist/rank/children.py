@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from nbdist import private
 from nbdist.folder import SessionFolder
 from nbdist.processes import ProcessId, is_stopped
+from nbdist.titles import set_title
 from nbdist.wire import end_of_log
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ def start_store_keeper(folder: SessionFolder, forget_parent: Callable[[], None])
     if pid == 0:
         try:
             os.setpgid(0, 0)
+            set_title("nbdist store")
             channel.close()
             forget_parent()
             store = TCPStore(

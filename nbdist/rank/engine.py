@@ -29,6 +29,7 @@ from nbdist.rank import crashes
 from nbdist.rank.logs import RankLog
 from nbdist.rank.secrets import Secrets
 from nbdist.shadows import drop_working_folder
+from nbdist.titles import set_title
 from nbdist.wire import AgentSpec
 
 logger = logging.getLogger(__name__)
@@ -86,12 +87,14 @@ def run(birth: Birth) -> int:
         The exit code of the process.
     """
     spec, rank = birth.spec, birth.rank
+    set_title(f"nbdist rank {rank}")
     secrets = Secrets.of(spec.config)
     log = RankLog(birth.folder.rank_log(rank), spec.config["log_bytes"], secrets)
     signal.signal(signal.SIGTERM, _end_on_term)
     crashes.install(birth.folder.rank_stack(rank))
     _watch_agent(birth.channel)
     set_environment(spec, rank, birth.store_address)
+    sys.argv = [""]  # a script without arguments, to argparse and Hydra
     _quiet_warnings()
     device = prepare(spec, rank)
     from nbdist.rank.kernel import RankEngine
@@ -114,7 +117,10 @@ def run(birth: Birth) -> int:
 
 
 def set_environment(spec: AgentSpec, rank: int, store_address: tuple[str, int]) -> None:
-    """Set what torchrun would set, so that code written for it runs in a cell as well."""
+    """Set what torchrun would set, so that code written for it runs in a cell as well.
+
+    Lightning, for one, asks for `TORCHELASTIC_RUN_ID`, and for ``sys.ps1`` (`RankShell`).
+    """
     local_rank = rank - spec.first_rank
     os.environ.update(
         RANK=str(rank),
@@ -124,12 +130,19 @@ def set_environment(spec: AgentSpec, rank: int, store_address: tuple[str, int]) 
         GROUP_RANK=str(spec.first_rank // spec.nproc),
         GROUP_WORLD_SIZE=str(spec.world_size // spec.nproc),
         NODE_RANK=str(spec.first_rank // spec.nproc),
+        ROLE_NAME="default",
         ROLE_RANK=str(rank),
         ROLE_WORLD_SIZE=str(spec.world_size),
         MASTER_ADDR=store_address[0],
         MASTER_PORT=str(store_address[1]),
         OMP_NUM_THREADS=str(spec.threads),  # for children; this process is past reading it
+        TORCHELASTIC_RUN_ID=spec.session_id,
+        TORCHELASTIC_RESTART_COUNT="0",
+        TORCHELASTIC_MAX_RESTARTS="0",
+        # True would mean every address, also in what a rank starts; `SessionGroup` means ours.
+        TORCHELASTIC_USE_AGENT_STORE="False",
     )
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     if spec.nproc == spec.world_size:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

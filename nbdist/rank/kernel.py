@@ -26,17 +26,17 @@ import ipyparallel.engine.app as engine_app
 import torch
 from ipyparallel.engine.app import IPEngine
 from ipyparallel.engine.kernel import IPythonParallelKernel
-from ipyparallel.serialize import uncan
 from traitlets import Type
 
 from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
-from nbdist.rank import cells, debugging, foreign, progress, tqdm_bars, values
+from nbdist.rank import cells, debugging, foreign, progress, spawning, tqdm_bars, values
 from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
 from nbdist.rank.journal import Journal
 from nbdist.rank.logs import RankLog
+from nbdist.rank.modules import CellModules
 from nbdist.rank.outputs import Recorder, install_streams
 from nbdist.rank.placed import Place
 from nbdist.rank.recovery import Recovery
@@ -78,6 +78,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         inputs: InputRelay,
         recovery: Recovery,
         journal: Journal,
+        modules: CellModules,
     ) -> None:
         """Give the kernel what the engine made for it, and take our messages from now on."""
         self.recorder = recorder
@@ -87,7 +88,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.recovery = recovery
         self.journal = journal
         self.is_fresh = False
-        self.runner = cells.CellRunner(self.shell, recorder, interrupts, recovery)
+        self.runner = cells.CellRunner(self.shell, recorder, interrupts, recovery, modules)
         self.parents: dict[str, Any] = {}
         self.log.setLevel(logging.ERROR)  # ipykernel describes every message, at some cost
         self.shell.record_to(recorder)
@@ -152,12 +153,16 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
             value = eval(content["expression"], namespace)  # noqa: S307 - the user's own code
             packed = packing.pack(value, self.folder, max_bytes=content["max_bytes"])
             return {"status": "ok", "value": packed.header}, packed.buffers
-        value = packing.unpack(
-            content["value"], views, self.folder, values.make_tensor, keep_files=True
+        namespace.update(
+            packing.unpack(
+                content["value"],
+                views,
+                self.folder,
+                values.make_tensor,
+                keep_files=True,
+                namespace=namespace,
+            )
         )
-        if content["action"] == "push_function":
-            value = {content["name"]: uncan(value, namespace)}
-        namespace.update(value)
         return {"status": "ok"}, []
 
     def _raise_if_stopped(self, cell_id: str) -> None:
@@ -399,13 +404,15 @@ class RankEngine(IPEngine):  # type: ignore[misc]
             kernel.publish_question, lambda: kernel.runner.cell_id, recorder.publish_all
         )
         journal = Journal(self.folder.journals(self.id), max_cell_bytes=2 * self.log_bytes)
-        kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery, journal)
+        modules = CellModules(kernel.shell, self.folder.modules)
+        kernel.attach(self.folder, recorder, interrupts, inputs, self.recovery, journal, modules)
         kernel.secrets = self.secrets
         kernel.names, kernel.is_fresh = self.names, self.is_fresh
         kernel.shell.user_ns.update(self.names)  # now: IPython has put its own ``exit`` there
         interrupts.install()
         inputs.install()
         debugging.install()
+        spawning.install()
         install_streams(recorder)
         progress.install(recorder.touch_bar)
         tqdm_bars.install(recorder)

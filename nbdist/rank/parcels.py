@@ -33,9 +33,9 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from nbdist import private
+from nbdist.definitions import Namespace, Uncopyable, register_text, text_of_cell
 from nbdist.errors import TransferError
-from nbdist.rank.by_value import CellPickler, CellUnpickler, text_of_cell
-from nbdist.rank.definitions import Namespace, Uncopyable
+from nbdist.rank.by_value import CellPickler, CellUnpickler
 from nbdist.rank.placed import Place
 from nbdist.runtime.tensor_bytes import CHUNK_BYTES, chunks_of
 
@@ -164,7 +164,8 @@ def read(path: Path, namespace: Namespace, place: Place) -> Transfer:
         stream = io.BytesIO(_filled(file, bytearray(head["pickle"])))
         storages = [_read_storage(file, size, on or place.device) for size, on in head["storages"]]
         buffers = [_filled(file, bytearray(size)) for size in head["buffers"]]
-    _register(head["sources"])
+    for name, text in head["sources"].items():
+        register_text(name, text)
     unpickler = CellUnpickler(stream, namespace, place, storages, buffers)
     values: Namespace = {}
     name = ""
@@ -262,12 +263,6 @@ def imported_by_cells() -> list[str]:
 def _dotted_imports(source: str) -> list[str]:
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import)]
     return [alias.name for node in imports for alias in node.names if "." in alias.name]
-
-
-def _register(sources: Mapping[str, str]) -> None:
-    """Let tracebacks and `inspect` find the text of cells that this rank never ran."""
-    for name, text in sources.items():
-        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
 
 
 # Words ------------------------------------------------------------------------------------------

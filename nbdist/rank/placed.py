@@ -22,7 +22,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from nbdist.rank.definitions import Namespace, Reduced, Uncopyable
+from nbdist.definitions import Namespace, Reduced, Uncopyable
 from nbdist.runtime import torch_private
 
 

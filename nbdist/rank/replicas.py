@@ -24,9 +24,10 @@ from typing import Any, Literal
 
 from torch.nn.parallel import DistributedDataParallel
 
+from nbdist.definitions import Namespace, Uncopyable
 from nbdist.errors import TransferError
 from nbdist.rank.by_value import CellHasher
-from nbdist.rank.definitions import Namespace, Uncopyable
+from nbdist.rank.identity import identities
 from nbdist.rank.parcels import RANDOM_STATES, Transfer, random_states, read, why_not, write
 from nbdist.rank.placed import Place, ddp_state, set_ddp_state
 from nbdist.runtime import all_gather_objects, broadcast_object_list
@@ -47,6 +48,7 @@ class Digest:
         buffers: Hash of the buffers of modules in it, which are not in the first.
         reason: Why it cannot be copied.
         is_own: It looks like this rank's own, say a number called ``rank``.
+        identities: What in it names this rank: ``.gpu_id = 0``.
     """
 
     kind: Kind
@@ -54,6 +56,7 @@ class Digest:
     buffers: str = ""
     reason: str = ""
     is_own: bool = False
+    identities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Plan:
         mixed: Those of *copied* whose buffers (running statistics, say) differ between ranks.
         defined: Those of *copied* that are imports, functions or classes.
         num_compared: How many ranks were compared.
+        identities: What names the source in those of *copied* that were not found alike on several
+            ranks: (name, ``.gpu_id = 0``).
     """
 
     source: int
@@ -75,9 +80,10 @@ class Plan:
     mixed: tuple[str, ...]
     defined: frozenset[str]
     num_compared: int
+    identities: tuple[tuple[str, str], ...] = ()
 
     def report(self, failed: Mapping[str, str] = {}) -> str:
-        """Say in two lines what is copied and what is not.
+        """Say in a few lines what is copied and what is not.
 
         Args:
             failed: (name, reason) of what `write` or `read` had to leave out after all.
@@ -96,6 +102,8 @@ class Plan:
             text += " (no other rank was left to compare with)"
         if mixed := [name for name in self.mixed if name not in failed]:
             text += f"\nbuffers differ between ranks, as on rank {self.source}: {', '.join(mixed)}"
+        if own := [name + said for name, said in self.identities if name not in failed]:
+            text += f"\nsays it is on rank {self.source}, look at it: {', '.join(own)}"
         groups: dict[str, list[str]] = {}
         for name, reason in [*self.left, *failed.items()]:
             groups.setdefault(reason, []).append(name)
@@ -151,7 +159,13 @@ def _describe(
         kind: Kind = "sharded" if isinstance(exc, Uncopyable) and exc.is_sharded else "refused"
         return Digest(kind, reason=why_not(exc))
     is_own = name.lower().endswith("rank") and isinstance(value, int)
-    return Digest(_kind(value), digest, hasher.digest_of_buffers(), is_own=is_own)
+    return Digest(
+        _kind(value),
+        digest,
+        hasher.digest_of_buffers(),
+        is_own=is_own,
+        identities=identities(value, place),
+    )
 
 
 def _kind(value: Any) -> Kind:
@@ -205,7 +219,17 @@ def choose(
         mixed=tuple(name for name in copied if _has_mixed_buffers(name, surveys)),
         defined=frozenset(n for n, kind in kinds.items() if kind in ("module", "definition")),
         num_compared=len(surveys),
+        identities=tuple(
+            (name, said)
+            for name in copied
+            if len(surveys) == 1 or _differs(name, surveys)
+            for said in surveys[source][name].identities
+        ),
     )
+
+
+def _differs(name: str, surveys: Mapping[int, Mapping[str, Digest]]) -> bool:
+    return len({digests.get(name, _ABSENT).digest for digests in surveys.values()}) > 1
 
 
 def _has_mixed_buffers(name: str, surveys: Mapping[int, Mapping[str, Digest]]) -> bool:

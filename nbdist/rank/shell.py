@@ -7,7 +7,6 @@ IPython's own traceback is never rendered (the first one takes a second); the ex
 from __future__ import annotations
 
 import contextlib
-import linecache
 import pdb
 import sys
 from typing import Any
@@ -18,6 +17,7 @@ from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from traitlets import Instance, Type
 
+from nbdist.definitions import name_for_text
 from nbdist.errors import NbdistError, PeerFailed
 from nbdist.rank.outputs import Recorder, display_from, scalar_of
 
@@ -29,11 +29,7 @@ class CellCompiler(CachingCompiler):
 
     def get_code_name(self, _raw_code: str, transformed_code: str, _number: int) -> str:
         """Return the label of the running cell, made unique where another source had it before."""
-        name, count = self.label, 1
-        while name in linecache.cache and "".join(linecache.cache[name][2]) != transformed_code:  # type: ignore[misc]
-            count += 1
-            name = f"{self.label}#{count}"
-        return name
+        return name_for_text(self.label, transformed_code)
 
 
 class RankDisplayPublisher(DisplayPublisher):
@@ -102,6 +98,9 @@ class RankShell(ZMQInteractiveShell):
 
     compiler_class = Type(CellCompiler)
     last_exception: BaseException | None = None
+
+    def init_prompts(self) -> None:
+        """Leave ``sys.ps1`` alone: where it is set, libraries refuse to start process groups."""
 
     def showtraceback(self, exc_tuple: Any = None, *_: Any, **__: Any) -> None:
         """Keep the exception; the notebook shows it. After ``%pdb on``, open its frame."""

@@ -16,7 +16,14 @@ def value_folder(folder: SessionFolder) -> ValueFolder:
 
 
 def make_tensor(source: TensorBytes) -> torch.Tensor:
-    """Return a CPU tensor over the bytes of *source*."""
+    """Return a CPU tensor over the bytes of *source*; of a module's parameter, a parameter."""
+    tensor = _plain_tensor(source)
+    if source.is_parameter:
+        return torch.nn.Parameter(tensor, source.requires_grad)
+    return tensor.requires_grad_(source.requires_grad)
+
+
+def _plain_tensor(source: TensorBytes) -> torch.Tensor:
     dtype = getattr(torch, source.dtype)
     stored = torch.float32 if source.is_widened else dtype
     if not source.data.nbytes:

@@ -13,8 +13,10 @@ Gathering objects has no such limit.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -44,41 +46,37 @@ _SUMMED_AS = {
 @overload
 def all_reduce(
     data: torch.Tensor,
-    *,
-    average: bool = ...,
     group: dist.ProcessGroup | None = ...,
+    average: bool = ...,
     device: torch.device | str | None = ...,
 ) -> torch.Tensor: ...
 @overload
 def all_reduce(
-    data: Array,
-    *,
-    average: bool = ...,
+    data: Array | Sequence[Any],
     group: dist.ProcessGroup | None = ...,
+    average: bool = ...,
     device: torch.device | str | None = ...,
 ) -> Array: ...
 @overload
 def all_reduce(
     data: Number,
-    *,
-    average: bool = ...,
     group: dist.ProcessGroup | None = ...,
+    average: bool = ...,
     device: torch.device | str | None = ...,
 ) -> float: ...
 def all_reduce(
     data: Any,
-    *,
-    average: bool = False,
     group: dist.ProcessGroup | None = None,
+    average: bool = False,
     device: torch.device | str | None = None,
 ) -> Any:
     """Sum ``data`` over the ranks of ``group``; every rank gets the same result.
 
     Args:
         data: Number, array or tensor of shape ``(*)``, of one shape and dtype on every rank; of
-            numbers some may be ints and others floats. Not changed.
-        average: Divide by the size of *group* (not of the world).
+            numbers some may be ints and others floats. A list of numbers is an array. Not changed.
         group: All ranks when ``None``.
+        average: Divide by the size of *group* (not of the world).
         device: Where to add up; the tensor's own device when ``None``.
 
     Returns:
@@ -94,6 +92,7 @@ def all_reduce(
         UsageError: ``data`` is none of these, or this rank is not in ``group``.
         SetupError: There are other ranks, but `setup` has not been called.
     """
+    data = _array_of_list(data)
     if isinstance(data, torch.Tensor):
         return _reduce_tensor(data, average, group, device)
     if isinstance(data, np.ndarray):
@@ -102,18 +101,33 @@ def all_reduce(
 
 
 @overload
-def all_gather(data: torch.Tensor, group: dist.ProcessGroup | None = ...) -> list[torch.Tensor]: ...
+def all_gather(
+    data: torch.Tensor,
+    group: dist.ProcessGroup | None = ...,
+    device: torch.device | str | None = ...,
+) -> list[torch.Tensor]: ...
 @overload
-def all_gather(data: Array, group: dist.ProcessGroup | None = ...) -> list[Array]: ...
+def all_gather(
+    data: Array | Sequence[Any],
+    group: dist.ProcessGroup | None = ...,
+    device: torch.device | str | None = ...,
+) -> list[Array]: ...
 @overload
-def all_gather(data: T, group: dist.ProcessGroup | None = ...) -> list[T]: ...
-def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+def all_gather(
+    data: T, group: dist.ProcessGroup | None = ..., device: torch.device | str | None = ...
+) -> list[T]: ...
+def all_gather(
+    data: Any,
+    group: dist.ProcessGroup | None = None,
+    device: torch.device | str | None = None,
+) -> list[Any]:
     """Collect the ``data`` of every rank; all ranks get the whole list.
 
     Args:
-        data: Number, array or tensor of shape ``(*)``, of one shape and dtype on every rank. Not
-            changed. For shapes that differ see `all_gather_objects`.
+        data: Number, array or tensor of shape ``(*)``, of one shape and dtype on every rank. A list
+            of numbers is an array. Not changed. For shapes that differ see `all_gather_objects`.
         group: All ranks when ``None``.
+        device: Where tensors and arrays travel; the tensor's own device when ``None``.
 
     Returns:
         One entry per rank of *group*, in rank order, of the type that came in; tensors of shape
@@ -123,17 +137,40 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
         UsageError: ``data`` is none of these, or this rank is not in ``group``.
         SetupError: There are other ranks, but `setup` has not been called.
     """
+    data = _array_of_list(data)
     if isinstance(data, torch.Tensor):
-        return _gather_tensor(data, group)
+        return _gather_tensor(data, group, device)
     if isinstance(data, np.ndarray):
-        return [part.numpy() for part in _gather_tensor(_tensor_of(data), group)]
+        return [part.numpy() for part in _gather_tensor(_tensor_of(data), group, device)]
     _python_number(data)
     return all_gather_objects(data, group)
 
 
+@overload
 def broadcast(
-    tensor: torch.Tensor, src: int = 0, group: dist.ProcessGroup | None = None
-) -> torch.Tensor:
+    tensor: torch.Tensor,
+    src: int = ...,
+    group: dist.ProcessGroup | None = ...,
+    async_op: Literal[False] = ...,
+) -> torch.Tensor: ...
+@overload
+def broadcast(
+    tensor: torch.Tensor,
+    src: int = ...,
+    group: dist.ProcessGroup | None = ...,
+    *,
+    async_op: Literal[True],
+) -> Delivery: ...
+@overload
+def broadcast(
+    tensor: torch.Tensor, src: int, group: dist.ProcessGroup | None, async_op: bool
+) -> torch.Tensor | Delivery: ...
+def broadcast(
+    tensor: torch.Tensor,
+    src: int = 0,
+    group: dist.ProcessGroup | None = None,
+    async_op: bool = False,
+) -> torch.Tensor | Delivery:
     """Overwrite ``tensor`` on every rank with that of rank ``src``, and return it.
 
     Args:
@@ -141,6 +178,7 @@ def broadcast(
             autograd, also where it is a view.
         src: Rank in the world.
         group: All ranks when ``None``.
+        async_op: Return at once, with a handle: the tensor is complete after its ``wait()``.
 
     Raises:
         UsageError: This is no tensor, or there is no rank ``src`` in ``group``.
@@ -152,22 +190,57 @@ def broadcast(
             "For other things: `nbdist.broadcast_object_list([thing], src)`."
         )
     _check_source(src, group)
+    delivery = Delivery(None, tensor, tensor)
     if has_group():
-        sent = _own_copy(tensor, _carrier(tensor.device, group))
-        dist.broadcast(_as_bytes(sent), src, group=group)
-        tensor.detach().copy_(sent)
+        carrier = _carrier(tensor.device, group)
+        # fairchem's helper gave no handle to wait for: what can be filled by itself, is.
+        is_direct = async_op and _can_travel(tensor, carrier)
+        sent = tensor.detach() if is_direct else _own_copy(tensor, carrier)
+        work = dist.broadcast(_as_bytes(sent), src, group=group, async_op=async_op)
+        delivery = Delivery(work, sent, tensor)
+    if async_op:
+        return delivery
+    delivery.wait()
     return tensor
 
 
+class Delivery:
+    """A tensor under way, as a handle of torch: what has come is there after `wait`."""
+
+    def __init__(self, work: dist.Work | None, sent: torch.Tensor, tensor: torch.Tensor) -> None:
+        self._work, self._sent, self._tensor = work, sent, tensor
+
+    def __repr__(self) -> str:
+        return f"<Delivery {'complete' if self.is_completed() else 'under way'}>"
+
+    def is_completed(self) -> bool:
+        """Say whether `wait` would return at once."""
+        return self._work is None or self._work.is_completed()
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Wait for the tensor, no longer than *timeout*; ``True`` once it is complete."""
+        if self._work is not None:
+            self._work.wait() if timeout is None else self._work.wait(timeout)
+            self._work = None
+        if self._sent.data_ptr() != self._tensor.data_ptr():
+            self._tensor.detach().copy_(self._sent)
+            self._sent = self._tensor
+        return True
+
+
 def broadcast_object_list(
-    objects: list[Any], src: int = 0, group: dist.ProcessGroup | None = None
+    object_list: list[Any],
+    src: int = 0,
+    group: dist.ProcessGroup | None = None,
+    device: torch.device | str | None = None,
 ) -> list[Any]:
     """Make the list of every rank that of rank ``src``, and return it.
 
     Args:
-        objects: Changed in place on all ranks but ``src``; lengths may differ before.
+        object_list: Changed in place on all ranks but ``src``; lengths may differ before.
         src: Rank in the world.
         group: All ranks when ``None``.
+        device: Where the pickled list travels; the backend's choice when ``None``.
 
     Raises:
         UsageError: There is no rank ``src`` in ``group``.
@@ -176,17 +249,18 @@ def broadcast_object_list(
     _check_source(src, group)
     if has_group():
         # As one object: torch wants lists of one length, and at least one entry.
-        parcel = [objects]
-        dist.broadcast_object_list(parcel, src, group=group)
-        objects[:] = parcel[0]
-    return objects
+        parcel = [object_list]
+        carrier = None if device is None else _carrier(torch.device(device), group)
+        dist.broadcast_object_list(parcel, src, group=group, device=carrier)
+        object_list[:] = parcel[0]
+    return object_list
 
 
-def gather_objects(obj: T, group: dist.ProcessGroup | None = None) -> list[T] | None:
-    """Collect the ``obj`` of every rank on the first rank.
+def gather_objects(data: T, group: dist.ProcessGroup | None = None) -> list[T] | None:
+    """Collect the ``data`` of every rank on the first rank.
 
     Args:
-        obj: Anything that can be pickled, of any size, different on every rank if need be.
+        data: Anything that can be pickled, of any size, different on every rank if need be.
         group: All ranks when ``None``.
 
     Returns:
@@ -197,17 +271,17 @@ def gather_objects(obj: T, group: dist.ProcessGroup | None = None) -> list[T] | 
         SetupError: There are other ranks, but `setup` has not been called.
     """
     if not has_group():
-        return [_pickled_copy(obj)]
+        return [_pickled_copy(data)]
     parts = _empty_list(group) if _group_rank(group) == 0 else None
-    dist.gather_object(obj, parts, group=group, group_dst=0)
+    dist.gather_object(data, parts, group=group, group_dst=0)
     return parts
 
 
-def all_gather_objects(obj: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """Collect the ``obj`` of every rank; all ranks get the whole list.
+def all_gather_objects(data: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Collect the ``data`` of every rank; all ranks get the whole list.
 
     Args:
-        obj: Anything that can be pickled, of any size, different on every rank if need be.
+        data: Anything that can be pickled, of any size, different on every rank if need be.
         group: All ranks when ``None``.
 
     Returns:
@@ -218,9 +292,9 @@ def all_gather_objects(obj: T, group: dist.ProcessGroup | None = None) -> list[T
         SetupError: There are other ranks, but `setup` has not been called.
     """
     if not has_group():
-        return [_pickled_copy(obj)]
+        return [_pickled_copy(data)]
     parts = _empty_list(group)
-    dist.all_gather_object(parts, obj, group=group)
+    dist.all_gather_object(parts, data, group=group)
     return parts
 
 
@@ -283,6 +357,17 @@ def _python_number(data: Any) -> float:
 # Tensors and arrays ----------------------------------------------------------------------------
 
 
+def _array_of_list(data: Any) -> Any:
+    """Return lists and tuples of numbers as an array, and all else as it is."""
+    if not isinstance(data, (list, tuple)):
+        return data
+    try:
+        array = np.array(data)
+    except ValueError:  # rows of different lengths
+        return data
+    return array if array.dtype.kind in "biufc" and array.size else data
+
+
 def _reduce_tensor(
     tensor: torch.Tensor,
     average: bool,
@@ -328,11 +413,14 @@ def _sum(
     return total
 
 
-def _gather_tensor(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> list[torch.Tensor]:
+def _gather_tensor(
+    tensor: torch.Tensor, group: dist.ProcessGroup | None, device: torch.device | str | None
+) -> list[torch.Tensor]:
     if not has_group():
         return [_own_copy(tensor, tensor.device)]
     _group_rank(group)
-    sent = _own_copy(tensor, _carrier(tensor.device, group))
+    wanted = tensor.device if device is None else torch.device(device)
+    sent = _own_copy(tensor, _carrier(wanted, group))
     parts = [torch.empty_like(sent) for _ in range(_group_size(group))]
     dist.all_gather([_as_bytes(part) for part in parts], _as_bytes(sent), group=group)
     return [part.to(tensor.device) for part in parts]
@@ -342,6 +430,12 @@ def _own_copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a detached, contiguous copy that shares no memory with *tensor*."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     return plain.to(device, copy=True, memory_format=torch.contiguous_format)
+
+
+def _can_travel(tensor: torch.Tensor, device: torch.device) -> bool:
+    """Whether *tensor* itself can be sent and filled, without a copy of its own."""
+    is_plain = not (tensor.is_conj() or tensor.is_neg())
+    return tensor.device == device and tensor.is_contiguous() and is_plain
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:

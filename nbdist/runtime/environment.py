@@ -91,11 +91,24 @@ def current_environment() -> RankEnvironment:
     A group that was made by hand (``mp.spawn``) leaves no variables; its ranks are taken to be on
     one host.
     """
-    environment = read_environment(os.environ)
-    if environment.source != "alone" or not (dist.is_available() and dist.is_initialized()):
-        return environment
+    if not (dist.is_available() and dist.is_initialized()):
+        return read_environment(os.environ)
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    environment = read_environment(with_world_size(os.environ, world_size))
+    if environment.source != "alone":
+        return environment
     return RankEnvironment(rank, rank, world_size, world_size, 0, None, None, "alone")
+
+
+def with_world_size(env: Mapping[str, str], world_size: int | None) -> Mapping[str, str]:
+    """Fill in how many ranks there are, where *env* names a rank of one host and leaves that out.
+
+    As `local_env` and `setup_env_local_multi_gpu` do.
+    """
+    if world_size is None or not env.get("RANK") or env.get("WORLD_SIZE"):
+        return env
+    size = str(world_size)
+    return {"LOCAL_WORLD_SIZE": size, **env, "WORLD_SIZE": size}
 
 
 def local_env(
@@ -179,7 +192,6 @@ def _from_torchrun(env: Mapping[str, str]) -> RankEnvironment:
         ),
         master_addr=env.get("MASTER_ADDR") or None,
         master_port=read_number(env, "MASTER_PORT") if env.get("MASTER_PORT") else None,
-        # A `!torchrun` in a cell inherits the mark of the session and sets its own.
         source="nbdist" if _is_in_session(env) else "torchrun",
     )
 
@@ -200,7 +212,8 @@ def _from_slurm(env: Mapping[str, str]) -> RankEnvironment:
 
 
 def _is_in_session(env: Mapping[str, str]) -> bool:
-    return "NBDIST_SESSION" in env and "TORCHELASTIC_RUN_ID" not in env
+    # A `!torchrun` in a cell inherits the mark of the session and gives its ranks an id of its own.
+    return "NBDIST_SESSION" in env and env.get("TORCHELASTIC_RUN_ID") == env["NBDIST_SESSION"]
 
 
 def _check_rank(rank: int, world_size: int) -> None:

@@ -11,7 +11,7 @@ Leaves the choice of a device to `device`, reading variables to `environment` an
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ from nbdist.runtime.environment import (
     current_environment,
     free_port,
     read_environment,
+    with_world_size,
 )
 from nbdist.runtime.seed import rank_seed, set_seed
 from nbdist.runtime.slurm import job_name, job_port, parse_node_list, read_number
@@ -79,14 +80,27 @@ class GroupSettings:
 
     @classmethod
     def from_config(cls, cfg: Any) -> GroupSettings:
-        """Pick the keys out of *cfg*, any object with attributes; what it lacks has its default."""
-        defaults = Config()
-        return cls(**{key.name: _get(cfg, key.name, defaults) for key in fields(cls)})
+        """Pick the keys out of *cfg*, an object or a mapping; what it lacks has its default."""
+        defaults, other = Config(), _of_fairchem(cfg)
+        asked = {key.name: _get(cfg, key.name, other.get(key.name)) for key in fields(cls)}
+        return cls(
+            **{k: getattr(defaults, k) if value is None else value for k, value in asked.items()}
+        )
 
 
-def _get(cfg: Any, key: str, defaults: Config) -> Any:
-    value = getattr(cfg, key, None)
-    return getattr(defaults, key) if value is None else value
+def _of_fairchem(cfg: Any) -> dict[str, Any]:
+    """Translate the keys that fairchem's ``setup`` takes: ``timeout`` is in minutes there."""
+    translated = {"backend": _get(cfg, "distributed_backend")}
+    if (is_cpu := _get(cfg, "cpu")) is not None:
+        translated["device"] = "cpu" if is_cpu else "cuda"
+    if (minutes := _get(cfg, "timeout")) is not None:
+        translated["timeout_s"] = 60.0 * minutes
+    return translated
+
+
+def _get(cfg: Any, key: str, default: Any = None) -> Any:
+    value = cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, key, None)
+    return default if value is None else value
 
 
 # The group that setup() has made here, and how many it made so far in this process.
@@ -101,18 +115,21 @@ def setup(cfg: Any = None) -> GroupInfo:
     already (a second call, a rank of nbdist) nothing is done, seeds included.
 
     Args:
-        cfg: A config (`nbdist.load_config`), or any object with some of its attributes. Without
-            one the defaults hold, as for ``%dist start``.
+        cfg: A config (`nbdist.load_config`), or any object or mapping with some of its keys; also
+            with those of fairchem's ``setup``: ``cpu``, ``distributed_backend``, ``world_size``,
+            ``timeout`` (in minutes). Without one the defaults hold, as for ``%dist start``.
 
     Raises:
         SetupError: The environment is half set, a device is missing, or the ranks did not meet.
     """
-    if initialized():
-        return _describe()
+    asked_size = _get(cfg, "world_size")
     if torch_private.is_world_aside():  # destroyed by a script, and the session's all the same
         dist.init_process_group()
+    if initialized():
+        _check_world_size(asked_size, dist.get_world_size())
         return _describe()
-    environment = read_environment(os.environ)
+    environment = read_environment(with_world_size(os.environ, asked_size))
+    _check_world_size(asked_size, environment.world_size)
     settings = GroupSettings.from_config(cfg)
     device = assign_device(
         environment.local_rank,
@@ -139,6 +156,14 @@ def cleanup() -> None:
     if _own_group is not None and initialized() and dist.group.WORLD is _own_group:
         dist.destroy_process_group()
     _own_group = None
+
+
+def _check_world_size(asked: int | None, there_are: int) -> None:
+    if asked not in (None, there_are):
+        raise SetupError(
+            f"world_size is {asked} in the config, but the launcher started {there_are}.\n"
+            "Leave it out: the number of ranks is what the launcher has made it."
+        )
 
 
 def wants_cpu(device: str, num_gpus: int) -> bool:
@@ -170,30 +195,44 @@ def choose_backend(backend: str, device: torch.device, *, is_shared: bool = Fals
 
 
 def get_init_method(
-    kind: str,
-    world_size: int,
-    rank: int,
+    init_method: str,
+    world_size: int | None,
+    rank: int | None = None,
     node_list: str | Sequence[str] | None = None,
     filename: str | Path | None = None,
 ) -> str:
-    """Write the URL by which the ranks find each other.
+    """Write the URL by which the ranks find each other, for ``init_process_group(init_method=)``.
+
+    It names this rank and the world size, so nothing else is to be passed there. The signature is
+    that of fairchem's ``common/distutils.py``.
 
     ``tcp`` is the first host of the node list, with ``MASTER_PORT`` where that is set, else with a
     port that each job step computes for itself (`job_port`); one rank alone takes a free loopback
     port. ``file`` is a file that all ranks see and that no earlier run has left behind.
 
     Args:
-        kind: ``tcp`` or ``file``.
-        world_size: Number of ranks.
-        rank: Rank of this process.
+        init_method: ``tcp`` or ``file``.
+        world_size: Number of ranks; what the environment says when ``None``.
+        rank: Rank of this process; what the environment says when ``None``.
         node_list: As Slurm writes it (``n[1-3],login``), or the names. For ``tcp``.
         filename: For ``file``; relative to the working directory.
 
     Raises:
         SetupError: The kind is unknown, or what it needs is missing.
     """
-    if not 0 <= rank < world_size:
-        raise SetupError(f"rank {rank} does not exist in a world of {world_size} ranks.")
+    size = get_world_size() if world_size is None else world_size
+    own = get_rank() if rank is None else rank
+    if not 0 <= own < size:
+        raise SetupError(f"rank {own} does not exist in a world of {size} ranks.")
+    return f"{_url(init_method, size, node_list, filename)}?world_size={size}&rank={own}"
+
+
+def _url(
+    kind: str,
+    world_size: int,
+    node_list: str | Sequence[str] | None,
+    filename: str | Path | None,
+) -> str:
     if kind == "tcp":
         return _tcp_url(world_size, node_list)
     if kind == "file":
@@ -329,10 +368,9 @@ def _meeting_place(environment: RankEnvironment, init_method: str) -> str | None
         return None
     if environment.source != "slurm":
         return "env://"
-    return get_init_method(
+    return _url(
         init_method,
         environment.world_size,
-        environment.rank,
         [environment.master_addr] if environment.master_addr else None,
         f".nbdist-rendezvous-{job_name(os.environ)}",
     )

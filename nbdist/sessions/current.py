@@ -176,6 +176,5 @@ def launch(function: Callable[..., Any], *args: Any) -> RankValues:
         CellFailed: It raised on some rank.
     """
     session = get() if is_running() else start()
-    session.push_function("_nbdist_function", function)
-    session.push({"_nbdist_arguments": args})
+    session.push({"_nbdist_function": function, "_nbdist_arguments": args})
     return session.run("_nbdist_function(*_nbdist_arguments)").result()

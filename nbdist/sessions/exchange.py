@@ -6,6 +6,7 @@ push   notebook ── value, packed once ──▶ every rank
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from nbdist import packing, wire
 from nbdist.errors import TransferError
 from nbdist.launchers.start import Processes
 from nbdist.packing import ValueFolder
+from nbdist.pushing import Definitions
 from nbdist.sessions.transport import CONTROLLER_LOST, Message, RankClient
 from nbdist.sessions.unanswered import Unanswered
 from nbdist.sessions.values import RankValues, tensor_from
@@ -115,20 +117,13 @@ class Exchange:
 
     def push(self, ranks: Ranks, values: Mapping[str, Any]) -> None:
         """Set the variables *values* on each of *ranks*; errors as in `Session.push`."""
-        packed = packing.pack(dict(values), self._folder)
+        definitions = Definitions(values.values(), _label_of_cell)
+        packed = packing.pack(dict(values), self._folder, definitions=definitions)
         try:
             self._ask(ranks, {"action": "push", "value": packed.header}, packed.buffers)
         finally:
             for path in packed.files:
                 path.unlink(missing_ok=True)
-
-    def push_function(self, ranks: Ranks, name: str, function: Callable[..., Any]) -> None:
-        """Set *function* as a variable on each of *ranks*; errors as in `Session.push_function`."""
-        from ipyparallel.serialize import can
-
-        packed = packing.pack(can(function), None)
-        content = {"action": "push_function", "name": name, "value": packed.header}
-        self._ask(ranks, content, packed.buffers)
 
     def unpack(self, header: Mapping[str, Any], buffers: list[memoryview]) -> Any:
         """Return the value that came as *header* and *buffers*."""
@@ -239,6 +234,13 @@ class Exchange:
             f"rank {rank} {self._processes.ending_of(rank)} before it had answered.\n"
             f"`%dist logs -r {rank}` shows what it wrote last.\n{way_out}"
         )
+
+
+def _label_of_cell(filename: str) -> str:
+    """Return ``In[5]`` for the file name that IPython gives a cell; any other as it is."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    words = None if shell is None else shell.compile.format_code_name(filename)
+    return filename if words is None else str(words[1])
 
 
 def _discard(message: Message) -> None:

@@ -193,6 +193,7 @@ class Session:
         want_value: bool = True,
         number: int | None = None,
         max_value_bytes: int = MAX_VALUE_BYTES,
+        module: str | None = None,
     ) -> Run:
         """Send *code* to *ranks* and return at once.
 
@@ -202,6 +203,7 @@ class Session:
             want_value: Send the value of the last expression back, for `Run.result`.
             number: The notebook's execution count, for tracebacks.
             max_value_bytes: Refuse to send a value larger than this.
+            module: Make the cell a module of this name, which ranks and their children can import.
 
         Raises:
             RankError: There is no such rank.
@@ -219,6 +221,7 @@ class Session:
             ranks=targets,
             want_value=want_value,
             max_value_bytes=max_value_bytes,
+            module=module,
         )
         run = Run(request, self._exchange.unpack, self.interrupt, self.world_size)
         if report is not None:
@@ -548,20 +551,13 @@ class Session:
     def push(self, values: Mapping[str, Any], ranks: RankSpec = None) -> None:
         """Set the variables *values* on each of *ranks*.
 
+        Functions, classes and instances may be defined in a notebook cell; globals that a function
+        reads are the rank's.
+
         Raises:
             TransferError: A value cannot be pickled here, or not unpickled there.
         """
         self._exchange.push(self._targets(ranks), values)
-
-    def push_function(
-        self, name: str, function: Callable[..., Any], ranks: RankSpec = None
-    ) -> None:
-        """Set *function* as a variable on each of *ranks*; it may be defined in a notebook cell.
-
-        Raises:
-            TransferError: It is no plain Python function.
-        """
-        self._exchange.push_function(self._targets(ranks), name, function)
 
     def _begin(self) -> str:
         """Let the ranks agree first where they must; return the id of what is sent next."""

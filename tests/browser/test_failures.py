@@ -95,7 +95,7 @@ def test_a_stopped_controller_is_named_and_a_killed_one_costs_no_variable(
     page: NotebookPage, pictures: Path, tmp_path: Path
 ) -> None:
     controller = min(
-        (p for p in page.lab.processes() if "nbdist.launchers.controller" in p.cmdline()),
+        (p for p in page.lab.processes() if p.cmdline() == ["nbdist", "controller"]),
         key=lambda process: process.pid,  # the other one is its heart monitor
     )
     go = tmp_path / "go"

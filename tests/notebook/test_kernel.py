@@ -190,6 +190,19 @@ def test_the_values_of_the_last_line_arrive_under_a_name(notebook: Notebook) -> 
     assert notebook.value("squares[1][1].tolist()") == [1.0, 1.0]
 
 
+def test_functions_classes_and_instances_of_the_notebook_are_pushed(notebook: Notebook) -> None:
+    notebook.run("class Scale:\n    def __init__(self, by): self.by = by")
+    notebook.run("double = Scale(2)\ndef apply(f, x):\n    return x * f.by / world_size")
+
+    assert notebook.run("%dist push double apply").status == "ok"
+
+    code = "(apply(double, 5), isinstance(double, Scale))"
+    assert notebook.run(f"%%dist\n{code}").display == "[ranks 0, 1] (5.0, True)"
+    failed = notebook.run("%%dist\napply(None, 5)")
+    assert "    return x * f.by / world_size" in failed.display
+    assert "ipykernel" not in failed.display
+
+
 def test_values_are_pulled_and_pushed_by_verbs(notebook: Notebook) -> None:
     notebook.run("a, b = 3, [1, 2]")
     assert notebook.run("%dist push a b").status == "ok"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
+from nbdist import processes
 from nbdist.errors import CellFailed
 from nbdist.sessions.session import Session
 from tests.sessions.driving import error, finished, pids, printed, ranks, statuses, values
@@ -50,6 +55,45 @@ def test_the_environment_is_that_of_torchrun(session: Session) -> None:
 
     assert found == [["0", "0", "2", "2", "0", "127.0.0.1"], ["1", "1", "2", "2", "0", "127.0.0.1"]]
     assert all(int(port) > 0 for port in values(session, "os.environ['MASTER_PORT']"))
+
+
+def test_no_variable_is_missing_that_torchs_own_agent_sets(session: Session) -> None:
+    source = inspect.getsource(LocalElasticAgent._start_workers)
+    names = sorted(set(re.findall(r'"([A-Z_]+)":', source)))
+
+    assert "TORCHELASTIC_RUN_ID" in names
+    assert values(session, f"[name for name in {names} if name not in os.environ]") == [[], []]
+
+
+def test_libraries_take_a_rank_for_a_worker_of_torchrun(session: Session) -> None:
+    code = "import sys; (dist.is_torchelastic_launched(), hasattr(sys, 'ps1'), sys.argv)"
+
+    assert values(session, code) == [(True, False, [""])] * 2
+    assert (
+        values(session, "nbdist.runtime.environment.current_environment().source") == ["nbdist"] * 2
+    )
+
+
+def test_a_script_without_arguments_parses_none(session: Session) -> None:
+    code = "import argparse; parser = argparse.ArgumentParser(); parser.add_argument('--lr')\n"
+
+    assert values(session, code + "vars(parser.parse_args())") == [{"lr": None}] * 2
+
+
+def test_processes_are_listed_by_what_they_are(session: Session) -> None:
+    marked = processes.marked(session._processes.folder.session_id)
+
+    titles = sorted(Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0") for pid in marked)
+
+    assert titles == [
+        "nbdist agent",
+        *["nbdist controller"] * 2,  # its heart monitor is a fork of it
+        "nbdist minder 0",
+        "nbdist minder 1",
+        "nbdist rank 0",
+        "nbdist rank 1",
+        "nbdist store",
+    ]
 
 
 def test_collectives_of_torch_and_of_nbdist_work(session: Session) -> None:

@@ -43,7 +43,7 @@ class Ranks:
         sys.modules["__main__"] = self.modules[rank]
         if rank == 0:
             linecache.cache[label] = (len(code), None, code.splitlines(keepends=True), label)
-        exec(compile(code, label, "exec"), self.names(rank))
+        exec(compile(code, label, "exec", dont_inherit=True), self.names(rank))
         return self.names(rank)
 
     def value(self, expression: str, rank: int = 0) -> Any:
@@ -358,6 +358,22 @@ def test_the_user_may_copy_what_differs_and_name_the_rank() -> None:
     assert plan.left == (("batch", "differs between ranks"), ("it", "no"))
 
 
+def test_the_report_names_what_says_it_is_on_the_source() -> None:
+    mine = {"tr": data("a", identities=(".gpu_id = 0",)), "x": data("b", identities=(".rank = 0",))}
+    other = {**mine, "tr": data("a2")}
+
+    alone, chosen, alike = (
+        choose({0: mine}),
+        choose({0: mine, 2: other}, also=["tr"]),
+        choose({0: mine, 2: mine}),
+    )
+
+    assert "\nsays it is on rank 0, look at it: tr.gpu_id = 0, x.rank = 0" in alone.report()
+    assert "says it is on rank 0, look at it: tr.gpu_id = 0" in chosen.report().splitlines()
+    assert "look at it" not in alike.report()
+    assert "tr" not in alone.report({"tr": "gone", "x": "gone"}).partition("not copied")[0]
+
+
 def test_the_report_is_grouped_by_reason() -> None:
     one = {name: data(name) for name in ("model", "optimizer", "batch", "loss")}
     one |= {"np": data("n", "module"), "train": data("t", "definition")}
@@ -497,6 +513,16 @@ COPIES: dict[str, tuple[str, list[str]]] = {
             "isinstance(oops, ValueError) and oops.args == ('x',)",
         ],
     ),
+    "type variables of every kind": (
+        "P, Ts = typing.ParamSpec('P'), typing.TypeVarTuple('Ts')\n"
+        "C = typing.TypeVar('C', contravariant=True)\nB = typing.TypeVar('B', bound=int)\n"
+        "class Sink(typing.Generic[C]): ...\n"
+        "def call(f: typing.Callable[P, B], *a: P.args, **k: P.kwargs) -> B: return f(*a, **k)",
+        [
+            "(P.__name__, Ts.__name__, C.__contravariant__, B.__bound__) == ('P', 'Ts', True, int)",
+            "call(int, '3') == 3 and call.__annotations__['return'] is B and Sink[int]",
+        ],
+    ),
     "an autograd function": (
         "class Double(torch.autograd.Function):\n    @staticmethod\n"
         "    def forward(ctx, x): return x * 2\n    @staticmethod\n"
@@ -580,6 +606,17 @@ COPIES: dict[str, tuple[str, list[str]]] = {
         ["f() == 7 and f.__globals__ is own"],
     ),
 }
+
+if sys.version_info >= (3, 12):
+    COPIES["generics and aliases"] = (
+        "class Box[T]:\n    def __init__(self, value: T): self.value = value\n"
+        "def first[T: int, **P](x: T) -> T: return x\ntype Pair[T] = tuple[T, T]\nbox = Box(3)",
+        [
+            "box.value == 3 and type(box) is Box and Box[int]",
+            "first(2) == 2 and first.__annotations__['x'] is first.__type_params__[0]",
+            "Pair.__value__[int] == tuple[int, int]",
+        ],
+    )
 
 
 @pytest.mark.parametrize("case", COPIES)

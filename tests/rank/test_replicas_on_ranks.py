@@ -117,7 +117,8 @@ def session() -> Iterator[Session]:
 def test_cells_of_a_session_are_copied_as_they_are(session: Session) -> None:
     defined = (
         "from dataclasses import dataclass\n@dataclass\nclass Settings:\n    lr: float = 0.1\n"
-        "def scaled(x):\n    return x * settings.lr\nsettings = Settings(0.5)\nx = torch.ones(3)"
+        "def scaled(x):\n    return x * settings.lr\nsettings = Settings(0.5)\nx = torch.ones(3)\n"
+        "settings.gpu_id = rank"
     )
     values(session, "from nbdist.rank import replicas, placed\nspace = get_ipython().user_ns")
     values(session, "base = {name: space[name] for name in list(space)}")
@@ -132,6 +133,7 @@ def test_cells_of_a_session_are_copied_as_they_are(session: Session) -> None:
     report = values(session, share)[1]
 
     assert report.splitlines()[0].startswith("copied from rank 0: settings, x")
+    assert "says it is on rank 0, look at it: settings.gpu_id = 0" in report
     assert (
         values(session, "scaled(x).tolist(), settings == Settings(0.5)")
         == [([0.5, 0.5, 0.5], True)] * 2

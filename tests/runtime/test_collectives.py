@@ -132,7 +132,8 @@ def test_an_array_of_foreign_byte_order_is_taken(one_rank: None) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", ["text", None, [1], 1j, 2**63, np.array(["text"]), np.array([None])]
+    "data",
+    ["text", None, ["a"], [[1], [2, 3]], [], 1j, 2**63, np.array(["text"]), np.array([None])],
 )
 def test_what_cannot_be_summed_is_refused_with_what_can(data: Any, one_rank: None) -> None:
     with pytest.raises(UsageError, match="all_gather_objects"):
@@ -172,7 +173,7 @@ def test_a_source_that_does_not_exist_is_refused(one_rank: None) -> None:
 
 def test_a_broadcast_of_no_tensor_names_the_way_for_objects(one_rank: None) -> None:
     with pytest.raises(UsageError, match="broadcast_object_list"):
-        collectives.broadcast(3)  # type: ignore[arg-type]  # the user's mistake
+        collectives.broadcast(3)  # type: ignore[call-overload]  # the user's mistake
 
 
 def test_a_rank_without_a_group_does_not_sum_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_a_batch_script_is_alone() -> None:
 
 
 def test_a_rank_of_a_session_says_so_and_a_torchrun_inside_it_too() -> None:
-    session = {**TORCHRUN, "NBDIST_SESSION": "abc"}
+    session = {**TORCHRUN, "NBDIST_SESSION": "abc", "TORCHELASTIC_RUN_ID": "abc"}
 
     assert read_environment(session).source == "nbdist"
     assert read_environment({**session, "TORCHELASTIC_RUN_ID": "x"}).source == "torchrun"

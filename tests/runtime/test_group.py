@@ -74,16 +74,17 @@ def test_tcp_meets_at_the_first_host_at_the_port_of_the_job(
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "10")
 
-    assert get_init_method("tcp", 4, 0, "n[3-4],n1", None) == "tcp://n3:21010"
-    assert get_init_method("tcp", 4, 3, ["a", "b"]) == "tcp://a:21010"
-    assert get_init_method("tcp", 4, 3, ["fe80::1"]) == "tcp://[fe80::1]:21010"
+    of_4 = "?world_size=4&rank=3"
+    assert get_init_method("tcp", 4, 3, "n[3-4],n1", None) == f"tcp://n3:21010{of_4}"
+    assert get_init_method("tcp", 4, 3, ["a", "b"]) == f"tcp://a:21010{of_4}"
+    assert get_init_method("tcp", 4, 3, ["fe80::1"]) == f"tcp://[fe80::1]:21010{of_4}"
 
 
 def test_a_port_that_the_user_chose_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "10")
     monkeypatch.setenv("MASTER_PORT", "1234")
 
-    assert get_init_method("tcp", 4, 0, "n3") == "tcp://n3:1234"
+    assert get_init_method("tcp", 4, 0, "n3").startswith("tcp://n3:1234?")
 
 
 def test_one_rank_alone_needs_no_node_list() -> None:
@@ -93,8 +94,27 @@ def test_one_rank_alone_needs_no_node_list() -> None:
 def test_file_is_the_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
-    assert get_init_method("file", 2, 1, None, "meet") == f"file://{tmp_path}/meet"
-    assert get_init_method("file", 2, 1, filename=Path("/a/b")) == "file:///a/b"
+    of_2 = "?world_size=2&rank=1"
+    assert get_init_method("file", 2, 1, None, "meet") == f"file://{tmp_path}/meet{of_2}"
+    assert get_init_method("file", 2, 1, filename=Path("/a/b")) == f"file:///a/b{of_2}"
+
+
+def test_who_is_not_told_reads_rank_and_world_size_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in local_env(1, 29501, world_size=2).items():
+        monkeypatch.setenv(name, value)
+
+    assert get_init_method("file", None, filename="/m") == "file:///m?world_size=2&rank=1"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "file"])
+def test_torch_needs_nothing_but_the_url(kind: str, tmp_path: Path) -> None:
+    url = get_init_method(kind, 1, 0, filename=tmp_path / "meet")
+
+    dist.init_process_group("gloo", init_method=url)
+
+    assert dist.get_world_size() == 1
 
 
 @pytest.mark.parametrize(

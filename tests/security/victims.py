@@ -177,7 +177,7 @@ class Victim:
     @property
     def agent(self) -> psutil.Process:
         """The parent of the ranks."""
-        return next(p for p in self.kernel.children() if "nbdist.rank.agent" in p.cmdline())
+        return next(p for p in self.kernel.children() if p.cmdline() == ["nbdist", "agent"])
 
     def torchs(self) -> list[psutil.Process]:
         """Return the processes with sockets of torch: the ranks and the store keeper."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 import enum
 import functools
 import importlib
+import linecache
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 Namespace = dict[str, Any]
 Reduced = tuple[Any, ...]
@@ -36,27 +37,61 @@ class Uncopyable(Exception):
 # Functions --------------------------------------------------------------------------------------
 
 
-def _reduce_function(function: types.FunctionType) -> Any:
+_STATE = ("__defaults__", "__kwdefaults__", "__doc__", "__module__", "__qualname__", "__dict__")
+
+
+def reduce_function(function: types.FunctionType, where: Any = None) -> Any:
+    """Say how a function is made again: by name where it can be imported, else by its code.
+
+    Args:
+        function: Of a cell, or inside another function.
+        where: What is to be its globals; its own, or its module's, when ``None``.
+    """
     if is_importable(function):
         return NotImplemented
-    where: Any = function.__globals__
+    arguments = (
+        function.__code__,
+        _globals_of(function) if where is None else where,
+        function.__name__,
+        function.__closure__,
+    )
+    # Python 3.14 evaluates annotations when they are asked for, and they may name what is not there
+    lazy = getattr(function, "__annotate__", None)
+    state = {name: getattr(function, name) for name in _STATE}
+    if hasattr(function, "__type_params__"):  # since Python 3.12
+        state["__type_params__"] = function.__type_params__
+    state |= (
+        {"__annotations__": function.__annotations__} if lazy is None else {"__annotate__": lazy}
+    )
+    return _make_function, arguments, state, None, None, _set_attributes
+
+
+def _globals_of(function: types.FunctionType) -> Any:
+    where = function.__globals__
     module = sys.modules.get(where.get("__name__", ""))
     if module is not None and module.__name__ != "__main__" and module.__dict__ is where:
-        where = module
-    state = {
-        name: getattr(function, name)
-        for name in (
-            "__defaults__",
-            "__kwdefaults__",
-            "__annotations__",
-            "__doc__",
-            "__module__",
-            "__qualname__",
-            "__dict__",
-        )
-    }
-    arguments = (function.__code__, where, function.__name__, function.__closure__)
-    return _make_function, arguments, state, None, None, _set_attributes
+        return module
+    return where
+
+
+def text_of_cell(filename: str) -> str | None:
+    """Return the text of the cell whose code has this file name; ``None`` for a real file."""
+    entry = linecache.cache.get(filename, ())
+    return "".join(entry[2]) if len(entry) == 4 and entry[1] is None else None
+
+
+def name_for_text(label: str, text: str) -> str:
+    """Return *label*, made unique where another text had it before: ``In[5]#2``."""
+    name, count = label, 1
+    while name in linecache.cache and text_of_cell(name) != text:
+        count += 1
+        name = f"{label}#{count}"
+    return name
+
+
+def register_text(filename: str, text: str) -> None:
+    """Let tracebacks and `inspect` find the text of a cell that this process never ran."""
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
 
 
 def _make_function(code: types.CodeType, where: Any, name: str, closure: Any) -> Any:
@@ -111,7 +146,14 @@ def _make_cached(parameters: Mapping[str, Any], function: Any) -> Any:
 # Classes ----------------------------------------------------------------------------------------
 
 # What the making of a class puts into it by itself.
-_MADE = {"__dict__", "__weakref__", "_abc_impl", "__abstractmethods__", "_backward_cls"}
+_MADE = {
+    "__dict__",
+    "__weakref__",
+    "__annotations_cache__",
+    "_abc_impl",
+    "__abstractmethods__",
+    "_backward_cls",
+}
 
 
 def reduce_class(cls: type) -> Any:
@@ -174,20 +216,46 @@ def _reduce_mapping_proxy(obj: Any) -> Reduced:
     return types.MappingProxyType, (dict(obj),)
 
 
-def _reduce_type_variable(obj: TypeVar) -> Any:
-    if obj.__module__ != "__main__":
+# Type variables and aliases -----------------------------------------------------------------------
+
+_VARIANCE = ("bound", "covariant", "contravariant", "infer_variance")
+
+
+def _reduce_type_variable(obj: Any) -> Any:
+    # Those of `def f[T]` say that they are typing's.
+    if obj.__module__ != "__main__" and _is_found(obj):
         return NotImplemented
-    return _make_type_variable, (
-        (obj.__name__, *obj.__constraints__),
-        {"bound": obj.__bound__, "covariant": obj.__covariant__},
-    )
+    arguments = (obj.__name__, *getattr(obj, "__constraints__", ()))
+    about = {name: getattr(obj, f"__{name}__", None) for name in (*_VARIANCE, "default")}
+    options = {n: value for n, value in about.items() if value is not None and value is not False}
+    if about["default"] is getattr(typing, "NoDefault", None):  # since Python 3.13
+        options.pop("default", None)
+    return _make_type_variable, (type(obj), arguments, options, obj.__module__)
 
 
-def _make_type_variable(arguments: tuple[Any, ...], options: Namespace) -> Any:
-    made: Any = typing.TypeVar
-    variable = made(*arguments, **options)
-    variable.__module__ = "__main__"
+def _make_type_variable(
+    kind: Any, arguments: tuple[Any, ...], options: Namespace, module: str
+) -> Any:
+    variable = kind(*arguments, **options)
+    variable.__module__ = module
     return variable
+
+
+def _reduce_type_alias(alias: Any) -> Any:
+    if alias.__module__ != "__main__" and _is_found(alias):
+        return NotImplemented
+    about = {"name": alias.__name__, "value": alias.__value__, "of": alias.__type_params__}
+    return _make_type_alias, (alias.__module__, about)
+
+
+def _make_type_alias(module: str, about: Namespace) -> Any:
+    # It takes its module from who makes it.
+    where = {**vars(typing), "__name__": module, **about}
+    return eval("TypeAliasType(name, value, type_params=of)", where)  # noqa: S307
+
+
+def _is_found(obj: Any) -> bool:
+    return getattr(sys.modules.get(obj.__module__), obj.__name__, None) is obj
 
 
 # Constants ----------------------------------------------------------------------------------------
@@ -209,7 +277,7 @@ def _constants(module: str) -> dict[int, str]:
 
 
 REDUCERS: dict[type, Callable[[Any], Any]] = {
-    types.FunctionType: _reduce_function,
+    types.FunctionType: reduce_function,
     types.CellType: _reduce_cell,
     types.ModuleType: _reduce_module,
     property: _reduce_property,
@@ -217,6 +285,10 @@ REDUCERS: dict[type, Callable[[Any], Any]] = {
     staticmethod: _reduce_wrapped,
     functools.cached_property: _reduce_cached_property,
     types.MappingProxyType: _reduce_mapping_proxy,
-    TypeVar: _reduce_type_variable,
+    typing.TypeVar: _reduce_type_variable,
+    typing.ParamSpec: _reduce_type_variable,
+    typing.TypeVarTuple: _reduce_type_variable,
     type(functools.lru_cache(len)): _reduce_cached,
 }
+if sys.version_info >= (3, 12):
+    REDUCERS[typing.TypeAliasType] = _reduce_type_alias
