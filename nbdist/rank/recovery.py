@@ -14,11 +14,13 @@ from __future__ import annotations
 import gc
 import opcode
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ from nbdist.runtime.lifeline import Lifeline
 from nbdist.runtime.rescue import Rescue
 from nbdist.runtime.session_group import SessionGroup
 from nbdist.runtime.table import Table
-from nbdist.wire import AgentSpec, GroupCall
+from nbdist.wire import AgentSpec, BlockedCall, GroupCall
 
 _RAISE = opcode.opmap["RAISE_VARARGS"]
 _BELOW = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))  # torch and nbdist
@@ -247,6 +249,20 @@ class Recovery:
             f"{free / 2**30:.2f} of {total / 2**30:.2f} GiB are free now."
         )
 
+    def blocked_call(self, main_frame: FrameType | None) -> BlockedCall | None:
+        """Return what the main thread, which is at *main_frame*, waits in; any thread may ask.
+
+        A backward pass waits in C++ for the calls of DDP's reducer, and computes there as well: it
+        is told with the CPU time that it has used.
+        """
+        current = self.guard.open_calls.current
+        if current is not None:
+            return current.described()
+        if not torch_private.is_backward(main_frame):
+            return None
+        blocked = (call.described(_main_cpu_ns()) for call in self.lifeline.reducer_calls())
+        return next((call for call in blocked if call.missing), None)
+
     def cut_off(self, reason: str) -> None:
         """End whatever native call the main thread waits in; any thread may call."""
         self.lifeline.abort(reason, generation=self.lifeline.generation)
@@ -316,6 +332,11 @@ def mode_of(spec: AgentSpec) -> Mode:
     if mode != "auto":
         return mode  # type: ignore[no-any-return]
     return "on" if spec.device == "cpu" else "trace"
+
+
+def _main_cpu_ns() -> int:
+    """Return how much CPU time the main thread has used."""
+    return time.clock_gettime_ns(time.pthread_getcpuclockid(threading.main_thread().ident or 0))
 
 
 def is_out_of_memory(failure: BaseException) -> bool:

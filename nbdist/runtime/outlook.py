@@ -49,12 +49,19 @@ class Outlook:
 
     def raise_if_cancelled(self, group: KnownGroup, record: Record, seq: int) -> None:
         """Raise if some rank of *group* will not come any more."""
+        if (failure := self.failure(group, record, seq)) is not None:
+            raise failure
+
+    def failure(
+        self, group: KnownGroup, record: Record, seq: int
+    ) -> CollectiveMismatch | PeerFailed | None:
+        """Return what it means to a call that some rank of *group* will not come, if that is so."""
         if self._table.epoch <= self.cut:
-            return
+            return None
         cancellation = self._table.cancellation(group.key.ranks, self.cut)
-        if cancellation is not None:
-            where = f"{where_text(record, group.name, seq)}; nothing was sent"
-            raise error_of(cancellation, where)
+        if cancellation is None:
+            return None
+        return error_of(cancellation, f"{where_text(record, group.name, seq)}; nothing was sent")
 
 
 def error_of(cancellation: Cancellation, where: str) -> CollectiveMismatch | PeerFailed:

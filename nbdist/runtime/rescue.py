@@ -70,6 +70,8 @@ class Rescue:
     def _look(self) -> None:
         generation = self._lifeline.generation
         self._is_closed.wait(SETTLE_S)
+        if (reason := self._hopeless()) is not None:
+            self._lifeline.abort(reason, generation=generation)
         for cancellation in self._guard.cancellations():
             # Once for each: the groups may be new ones before the ranks have agreed to go on.
             if cancellation.stamp > self._handled and self._needs_abort(cancellation):
@@ -79,6 +81,16 @@ class Rescue:
                 self._lifeline.abort(cancellation.reason, generation=generation)
                 break
         self._is_closed.wait(LOOK_AGAIN_S)
+
+    def _hopeless(self) -> str | None:
+        """Return why nobody comes to the native call that is waited for, if that was told."""
+        told, current = self._guard.open_calls.hopeless(), self._guard.open_calls.current
+        if told is None or self._lifeline.aborted is not None:
+            return None
+        number, reason = told
+        native = [call for call in [current] if call is not None and call.is_native]
+        native += self._lifeline.reducer_calls()
+        return reason if number in [call.number for call in native] else None
 
     def _needs_abort(self, cancellation: Cancellation) -> bool:
         if self._lifeline.aborted is not None or cancellation.of is None:

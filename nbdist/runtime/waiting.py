@@ -30,7 +30,7 @@ from weakref import WeakSet
 import torch
 
 from nbdist.runtime import torch_private
-from nbdist.runtime.trace import entry_of
+from nbdist.runtime.trace import UNKNOWN, Entry, entry_of
 
 SLICE_S = 0.05
 GRACE_S = 0.02  # after an abort: the error of the call itself says more
@@ -47,7 +47,7 @@ class Waiting:
         self._is_gloo_only = False
         self._idle: list[_Helper] = []
         self._promised: WeakSet[torch.futures.Future[Any]] = WeakSet()
-        self._reducing: set[object] = set()  # native calls of DDP's reducer that are not over
+        self._reducing: dict[object, Entry] = {}  # calls of DDP's reducer that are not over
         self._has_reduced = threading.Condition()
 
     def __repr__(self) -> str:
@@ -85,7 +85,8 @@ class Waiting:
         native_wait, none = self._native_wait, timedelta(0)
 
         def wait(self_: Any, timeout: timedelta = none) -> bool:
-            with entry_of(self_):
+            entry = entry_of(self_)
+            with entry, entry.call if timeout == none else UNKNOWN:
                 return wait_for(self_, timeout)
 
         def wait_for(self_: Any, timeout: timedelta) -> bool:
@@ -190,7 +191,8 @@ class Waiting:
         return (*result[:-1], ours.boxed()) if isinstance(result, tuple) else ours.boxed()
 
     def _wait_and_note(self, work: Any) -> None:
-        with entry_of(work):
+        entry = entry_of(work)
+        with entry, entry.call:
             self._wait_in_slices(work)
 
     def _promise(self, work: Any) -> Any:
@@ -207,17 +209,23 @@ class Waiting:
                 _settle(promise, exc)
             finally:
                 with self._has_reduced:
-                    self._reducing.discard(token)
+                    self._reducing.pop(token, None)
                     self._has_reduced.notify_all()
 
         with self._has_reduced:
-            self._reducing.add(token)
+            self._reducing[token] = entry
         work.get_future().add_done_callback(keep)
         try:
             self._raise_if_aborted()  # `cut_off` may have been before us
         except Exception as exc:  # noqa: BLE001 - passed on to who waits
             _settle(promise, exc)
         return promise.then(_value)
+
+    @property
+    def reducing(self) -> tuple[Entry, ...]:
+        """The calls of DDP's reducer that are under way; any thread may ask."""
+        with self._has_reduced:
+            return tuple(self._reducing.values())
 
     def let_reducers_end(self, patience_s: float) -> None:
         """Wait until the calls of DDP's reducer that are under way are over, or *patience_s*.
