@@ -300,14 +300,15 @@ class BlockedCall:
         missing: Ranks that have not come and that it cannot end without; empty where nobody can
             say so.
         timeout_s: After how long it ends by itself; ``None`` for never.
-        used_ns: CPU time that the thread has used so far, where it may be computing instead.
+        used_ns: CPU time of its process, where it waits for those that are missing only if nothing
+            moves there: it may be computing, or a native call be on its way without them.
     """
 
     number: int
     call: GroupCall
     missing: tuple[int, ...]
     timeout_s: float | None
-    used_ns: int = 0
+    used_ns: int | None = None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BlockedCall:

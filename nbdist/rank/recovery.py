@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import opcode
 import os
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -252,15 +251,15 @@ class Recovery:
     def blocked_call(self, main_frame: FrameType | None) -> BlockedCall | None:
         """Return what the main thread, which is at *main_frame*, waits in; any thread may ask.
 
-        A backward pass waits in C++ for the calls of DDP's reducer, and computes there as well: it
-        is told with the CPU time that it has used.
+        A backward pass waits in C++ for the calls of DDP's reducer, and computes there as well.
         """
         current = self.guard.open_calls.current
         if current is not None:
             return current.described()
         if not torch_private.is_backward(main_frame):
             return None
-        blocked = (call.described(_main_cpu_ns()) for call in self.lifeline.reducer_calls())
+        calls = self.lifeline.reducer_calls()
+        blocked = (call.described(may_compute=True) for call in calls)
         return next((call for call in blocked if call.missing), None)
 
     def cut_off(self, reason: str) -> None:
@@ -332,11 +331,6 @@ def mode_of(spec: AgentSpec) -> Mode:
     if mode != "auto":
         return mode  # type: ignore[no-any-return]
     return "on" if spec.device == "cpu" else "trace"
-
-
-def _main_cpu_ns() -> int:
-    """Return how much CPU time the main thread has used."""
-    return time.clock_gettime_ns(time.pthread_getcpuclockid(threading.main_thread().ident or 0))
 
 
 def is_out_of_memory(failure: BaseException) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -157,13 +158,18 @@ class OpenCall:
         """Raise if it was told that nobody can come to it any more."""
         self._calls.raise_if_hopeless(self.number)
 
-    def described(self, used_ns: int = 0) -> BlockedCall:
+    def late(self) -> tuple[int, ...]:
+        """Return the ranks that have not come; natively it may wait for any of them."""
+        return ()
+
+    def described(self, *, may_compute: bool = False) -> BlockedCall:
         """Return it as the session asks for it; any thread may.
 
         Args:
-            used_ns: CPU time that the one who waits has used so far, where it may be computing.
+            may_compute: Nobody knows whether it is waited for already.
         """
-        slot, record = self.slot, self.record
+        slot, record, missing = self.slot, self.record, self.missing()
+        is_sure = not may_compute and bool(missing or not self.is_native)
         call = GroupCall(
             rank=slot.key.ranks[self.me],
             group=slot.key.name,
@@ -180,9 +186,9 @@ class OpenCall:
         return BlockedCall(
             number=self.number,
             call=call,
-            missing=self.missing(),
+            missing=missing if is_sure or may_compute else self.late(),
             timeout_s=None if math.isinf(timeout_s) else timeout_s,
-            used_ns=used_ns,
+            used_ns=None if is_sure else time.process_time_ns(),
         )
 
     def _timeout_s(self) -> float:
@@ -202,10 +208,17 @@ class OpenCollective(OpenCall):
 
     def missing(self) -> tuple[int, ...]:
         """Return the ranks that have not come and that it cannot end without; any thread may."""
-        members = range(self.slot.num_members)
-        late = [m for m in members if m != self.me and not _has_come(self.slot, m, self.seq)]
-        wanted = needed(self._op, self._root, self.me, late, len(members))
+        wanted = needed(self._op, self._root, self.me, self._pending(), self.slot.num_members)
         return tuple(self.slot.key.ranks[member] for member in wanted)
+
+    def late(self) -> tuple[int, ...]:
+        """Return the ranks that have not come; natively it may wait for any of them."""
+        return tuple(self.slot.key.ranks[member] for member in self._pending())
+
+    def _pending(self) -> list[int]:
+        slot, me = self.slot, self.me
+        members = range(slot.num_members)
+        return [m for m in members if m != me and not _has_come(slot, m, self.seq)]
 
 
 def needed(

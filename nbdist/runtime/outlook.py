@@ -7,6 +7,8 @@ What was cancelled before the ranks agreed to go on (`cut`) is over.
 
 from __future__ import annotations
 
+import time
+
 from nbdist.errors import CollectiveMismatch, PeerFailed
 from nbdist.runtime.known_groups import KnownGroup
 from nbdist.runtime.slots import Record
@@ -45,7 +47,12 @@ class Outlook:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until some rank will not come; say whether it is so."""
-        return self._table.wait_for_cancel(self.cut, timeout_s)
+        deadline, seen = time.monotonic() + timeout_s, self.cut
+        while self._table.wait_for_cancel(seen, deadline - time.monotonic()):
+            seen = self._table.epoch
+            if self.first() is not None:
+                return True
+        return False
 
     def raise_if_cancelled(self, group: KnownGroup, record: Record, seq: int) -> None:
         """Raise if some rank of *group* will not come any more."""

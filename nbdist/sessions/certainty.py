@@ -10,12 +10,13 @@ One that waits for a hopeless rank is not told: it may yet be served, by what th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nbdist.sessions.positions import gave_up, positions
 from nbdist.wire import BlockedCall, GroupCall, Prospect
 
 OWN_TIMEOUT_S = 60.0  # whoever asked for less wants to wait that long
+CALM_NS = 10_000_000  # between two looks, which are a tenth of a second apart at least
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,16 @@ def hopeless(
             misses it after that was seen, and is the same as before, misses it for ever.
     """
     before, now = (_hopeless(cell_id, {o.rank: o for o in look}) for look in (first, again))
-    return {rank: call for rank, call in now.items() if before.get(rank) == call}
+    return {rank: call for rank, call in now.items() if _is_same(before.get(rank), call)}
+
+
+def _is_same(before: BlockedCall | None, now: BlockedCall) -> bool:
+    """Say whether a rank is where it was, and nothing has moved there where that says something."""
+    if before is None or replace(before, used_ns=now.used_ns) != now:
+        return False
+    if before.used_ns is None or now.used_ns is None:
+        return before.used_ns is now.used_ns
+    return now.used_ns - before.used_ns <= CALM_NS
 
 
 def _hopeless(cell_id: str, outlooks: Mapping[int, RankOutlook]) -> dict[int, BlockedCall]:
@@ -79,7 +89,13 @@ def _hopeless(cell_id: str, outlooks: Mapping[int, RankOutlook]) -> dict[int, Bl
         for rank, outlook in outlooks.items()
         if (call := _held_in(cell_id, outlook)) is not None
     }
-    direct = {rank: call for rank, call in held.items() if gone.issuperset(call.missing)}
+    answered = {rank for rank, outlook in outlooks.items() if outlook.prospect is not None}
+    direct = {
+        rank: call
+        for rank, call in held.items()
+        if gone.issuperset(call.missing)
+        and (call.used_ns is None or answered.issuperset(call.call.ranks))
+    }
     return direct or _circle(held, gone, outlooks)
 
 
@@ -110,7 +126,8 @@ def _circle(
 
     A rank needs all it waits for: who is left when all that may be served is taken away, is not.
     """
-    left = {rank for rank in held if not _has_callers(outlooks[rank])}
+    sure = {rank for rank, call in held.items() if call.used_ns is None}
+    left = {rank for rank in sure if not _has_callers(outlooks[rank])}
     while True:
         wanted = {missing for rank in left for missing in held[rank].missing}
         stay = {rank for rank in left & wanted if {*held[rank].missing} <= {*left, *gone}}
