@@ -22,12 +22,15 @@ from types import FrameType
 from typing import Any
 
 _OURS = str(Path(__file__).parents[1])
-# What the engine consists of, and threads and timers of libraries that call no code of the user.
-_MACHINERY = ("ipykernel", "ipyparallel", "jupyter_client", "tornado", "zmq", "asyncio")
+# What the engine consists of; a loop of the user's own begins in asyncio or tornado as well.
+_ENGINE = ("ipykernel", "ipyparallel", "jupyter_client", "zmq")
+# Threads and timers of libraries that call no code of the user, or wake a task that is counted.
 _SERVANTS = (
     "IPython/core/history.py",
+    "asyncio/futures.py",
     "multiprocessing/queues.py",
     "torch/utils/data/_utils/pin_memory.py",
+    "tornado/ioloop.py",
     "tqdm/_monitor.py",
 )
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
@@ -100,11 +103,8 @@ def _file_of(called: Any) -> str:
 def _serves(file: str) -> bool:
     """Say whether what begins in *file* is the engine's, or calls no code of the user."""
     parts = Path(file).parts
-    return (
-        file.startswith(_OURS)
-        or file.endswith(_SERVANTS)
-        or any(name in parts for name in _MACHINERY)
-    )
+    is_engine = file.startswith(_OURS) or any(name in parts for name in _ENGINE)
+    return is_engine or file.endswith(_SERVANTS)
 
 
 def _copied(items: Iterable[Any]) -> list[Any]:

@@ -238,7 +238,8 @@ class Guard:
         is_native = isinstance(exc, RuntimeError) and not isinstance(exc, CollectiveError)
         if not is_native and not isinstance(exc, CollectiveAborted):
             return exc
-        if (told := self.open_calls.hopeless()) is not None:
+        told = self.open_calls.hopeless()
+        if told is not None and told[0] == self.open_calls.cut_off:
             return _caused(CollectiveError(told[1]), exc)
         if torch_private.is_lost_connection(exc):
             self._outlook.wait(DEATH_PATIENCE_S)
