@@ -79,18 +79,16 @@ signal.signal(signal.SIGALRM, lambda *_: {REDUCE})
 if rank == 0: signal.setitimer(signal.ITIMER_REAL, 3)
 else: {REDUCE}
 """,
-    "the end of another call": f"""
-pair12 = dist.new_group([1, 2])
-def late(_):
-    {REDUCE}
+    "the end of another call": """
+first, second = dist.new_group([0, 1]), dist.new_group([1, 2])
+if rank == 2:
+    time.sleep(3)
+    dist.all_reduce(ones(1), group=second)
 if rank == 1:
-    work = dist.all_reduce(ones(1), group=pair12, async_op=True)
-    work.get_future().add_done_callback(late)
-elif rank == 2:
-    time.sleep(2)
-    dist.all_reduce(ones(1), group=pair12)
-    {REDUCE}
-else: {REDUCE}
+    work = dist.all_reduce(ones(1), group=second, async_op=True)
+    work.get_future().add_done_callback(lambda _: dist.all_reduce(ones(1), group=first))
+if rank == 0:
+    dist.all_reduce(ones(1), group=first)
 """,
 }
 
