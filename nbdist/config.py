@@ -44,6 +44,9 @@ class Hang:
     action: Literal["warn", "stop"] = "warn"
     """``warn`` shows it; ``stop`` also ends the cell, with its status *error*."""
 
+    certain: Literal["error", "warn"] = "error"
+    """Where nobody can come any more: ``error`` ends the call at once, ``warn`` lets it wait."""
+
 
 @dataclass(frozen=True, repr=False)
 class Config:

@@ -10,10 +10,10 @@
     │   └── CellStopped            it ended because someone stopped it
     ├── RankDied                   the process of a rank is gone
     ├── TransferError              a value could not be pulled or pushed
-    ├── CollectiveError            a collective could not end; variables are kept
+    ├── CollectiveError            a collective could not end; a RuntimeError too, as torch's are
     │   ├── CollectiveMismatch     the ranks called different things
     │   ├── PeerFailed             another rank will not come to it
-    │   ├── CollectiveTimeout      the group's timeout was over; a RuntimeError too, as torch's is
+    │   ├── CollectiveTimeout      the group's timeout was over
     │   └── CollectiveAborted      it was cut off; its tensors may hold partial results
     ├── RebuildError               the groups could not be made anew
     ├── SetupError                 a variable, a device or an init method is missing or wrong
@@ -87,7 +87,7 @@ class TransferError(NbdistError):
     """A value could not be pulled from a rank or pushed to it."""
 
 
-class CollectiveError(NbdistError):
+class CollectiveError(NbdistError, RuntimeError):
     """A collective could not be completed; the variables of this rank are as they were."""
 
 
@@ -109,8 +109,8 @@ class PeerFailed(CollectiveError):
         self.kind = kind
 
 
-class CollectiveTimeout(CollectiveError, RuntimeError):
-    """The timeout of the group was over before every rank had come; torch has a RuntimeError."""
+class CollectiveTimeout(CollectiveError):
+    """The timeout of the group was over before every rank had come."""
 
 
 class CollectiveAborted(CollectiveError):

@@ -28,6 +28,7 @@ INTERRUPT_REQUEST = "nbdist_interrupt"
 SNAPSHOT_REQUEST = "nbdist_snapshot"
 TRACE_REQUEST = "nbdist_trace"
 NAME_REQUEST = "nbdist_name"
+PROSPECT_REQUEST = "nbdist_prospect"
 RECOVER_REQUEST = "nbdist_recover"
 RECOVER_REPLY = "nbdist_recover_reply"
 INPUT_REQUEST = "nbdist_input"
@@ -299,6 +300,60 @@ class Snapshot:
         fields["stack"] = tuple(Frame(**frame) for frame in fields["stack"])
         fields["calls"] = tuple(map(GroupCall.from_json, fields["calls"]))
         return cls(**fields)
+
+
+@dataclass(frozen=True)
+class BlockedCall:
+    """What the main thread of a rank waits in.
+
+    Attributes:
+        number: Of the call, as its rank counts them; never used twice by one process.
+        call: Where the rank stands in its group.
+        missing: Ranks that have not come and that it cannot end without; empty where nobody can
+            say so.
+        timeout_s: After how long it ends by itself; ``None`` for never.
+        used_ns: CPU time of its process, where it waits for those that are missing only if nothing
+            moves there: it may be computing, or a native call be on its way without them.
+    """
+
+    number: int
+    call: GroupCall
+    missing: tuple[int, ...]
+    timeout_s: float | None
+    used_ns: int | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> BlockedCall:
+        """Turn a JSON object made by `to_json` back into a call."""
+        call, missing = GroupCall.from_json(content["call"]), tuple(content["missing"])
+        return cls(**{**content, "call": call, "missing": missing})
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """Whether a rank may still come to a call, as its control thread says.
+
+    Attributes:
+        rank: Which.
+        cell_id: Of the cell it runs; ``None`` where it runs none.
+        is_idle: Its main thread waits for messages.
+        blocked: What its main thread waits in, where that is a call of known ranks.
+        callers: What else may call something: threads, tasks, timers, rpc.
+        has_alarm: A signal may end what it waits in.
+    """
+
+    rank: int
+    cell_id: str | None = None
+    is_idle: bool = False
+    blocked: BlockedCall | None = None
+    callers: tuple[str, ...] = ()
+    has_alarm: bool = False
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Prospect:
+        """Turn a JSON object made by `to_json` back into a prospect."""
+        blocked = None if content["blocked"] is None else BlockedCall.from_json(content["blocked"])
+        return cls(**{**content, "blocked": blocked, "callers": tuple(content["callers"])})
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def follow(
         CellFailed: The cell failed on some rank; its output has been shown.
         CellStopped: It was stopped, or timed out.
     """
-    with kept_busy(shell):
+    with kept_busy(shell), session.awaited(run):
         _follow(session, run, shell, button, timeout_s)
     run.raise_failure()
 

@@ -299,6 +299,8 @@ class Agent:
             self._respawn(message)
         elif command == "kill":
             self._kill(message["rank"])
+        elif command == "end calls":
+            self._end_calls(message)
         elif command == "state":
             self._send(connection, {"event": "state", "number": message["number"], **self._state()})
         else:
@@ -315,6 +317,12 @@ class Agent:
     def _kill(self, rank: int) -> None:
         if (process := self.ranks.get(rank)) and process.identity.is_alive:
             os.kill(process.identity.pid, signal.SIGKILL)
+
+    def _end_calls(self, message: Mapping[str, Any]) -> None:
+        """Tell ranks that nobody can come any more to what they wait in."""
+        if self._table is not None:
+            numbers = {int(rank): number for rank, number in message["numbers"].items()}
+            self._table.end_calls(numbers, message["reason"])
 
     def _state(self) -> dict[str, Any]:
         """Say what the ranks do, without asking them: a rank may be unable to answer."""

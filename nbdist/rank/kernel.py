@@ -30,7 +30,7 @@ from traitlets import Type
 
 from nbdist import packing, processes, wire
 from nbdist.folder import SessionFolder
-from nbdist.rank import cells, debugging, foreign, progress, spawning, tqdm_bars, values
+from nbdist.rank import callers, cells, debugging, foreign, progress, spawning, tqdm_bars, values
 from nbdist.rank.failures import frames_of
 from nbdist.rank.inputs import InputRelay
 from nbdist.rank.interrupts import Interrupts
@@ -44,7 +44,7 @@ from nbdist.rank.replicas import share
 from nbdist.rank.secrets import Secrets
 from nbdist.rank.shell import CellCompiler, RankShell
 from nbdist.shadows import add_working_folder
-from nbdist.wire import AgentSpec, Snapshot
+from nbdist.wire import AgentSpec, Prospect, Snapshot
 
 PATIENCE_S = 0.3  # until an interrupt that Python does not see means a native call
 REST_S = 0.2  # within which a main thread that has nothing to do is seen so
@@ -99,6 +99,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.control_handlers[wire.SNAPSHOT_REQUEST] = self.on_snapshot
         self.control_handlers[wire.TRACE_REQUEST] = self.on_trace
         self.control_handlers[wire.NAME_REQUEST] = self.on_name
+        self.control_handlers[wire.PROSPECT_REQUEST] = self.on_prospect
+        self.main_loop = asyncio.get_event_loop()
         self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
 
     # Shell channel: the main thread -----------------------------------------------------------
@@ -292,6 +294,20 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
                 return next((does for name, does in OUTSIDE.items() if name in names), where)
             time.sleep(REST_S / 20)
         return ""
+
+    def on_prospect(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+        """Say whether this rank may still come to a call."""
+        cell_id, recovery = self.runner.cell_id, self.recovery
+        others = (*callers.callers(self.main_loop), *recovery.guard.calls_under_way())
+        prospect = Prospect(
+            rank=recovery.guard.rank,
+            cell_id=cell_id,
+            is_idle=cell_id is None and _waits_for_messages(_main_frame()),
+            blocked=None if cell_id is None else recovery.blocked_call(_main_frame()),
+            callers=others,
+            has_alarm=bool(callers.alarms()),
+        )
+        self._reply(stream, f"{wire.PROSPECT_REQUEST}_reply", asdict(prospect), parent, ident)
 
     def on_name(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Say whether there is a variable of this name."""

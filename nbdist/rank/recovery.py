@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from nbdist.runtime.lifeline import Lifeline
 from nbdist.runtime.rescue import Rescue
 from nbdist.runtime.session_group import SessionGroup
 from nbdist.runtime.table import Table
-from nbdist.wire import AgentSpec, GroupCall
+from nbdist.wire import AgentSpec, BlockedCall, GroupCall
 
 TIDY_EVERY = 16  # agreements
 _RAISE = opcode.opmap["RAISE_VARARGS"]
@@ -257,6 +258,20 @@ class Recovery:
             "torch's cache was emptied: "
             f"{free / 2**30:.2f} of {total / 2**30:.2f} GiB are free now."
         )
+
+    def blocked_call(self, main_frame: FrameType | None) -> BlockedCall | None:
+        """Return what the main thread, which is at *main_frame*, waits in; any thread may ask.
+
+        A backward pass waits in C++ for the calls of DDP's reducer, and computes there as well.
+        """
+        current = self.guard.open_calls.current
+        if current is not None:
+            return current.described()
+        if not torch_private.is_backward(main_frame):
+            return None
+        calls = self.lifeline.reducer_calls()
+        blocked = (call.described(may_compute=True) for call in calls)
+        return next((call for call in blocked if call.missing), None)
 
     def cut_off(self, reason: str) -> None:
         """End whatever native call the main thread waits in; any thread may call."""

@@ -32,6 +32,8 @@ import time
 from hashlib import blake2b
 from typing import Any, Literal
 
+import torch
+
 from nbdist.errors import CollectiveAborted, CollectiveError, Kind
 from nbdist.runtime import torch_private
 from nbdist.runtime.agreement import Agreement, Resync
@@ -43,6 +45,7 @@ from nbdist.runtime.known_groups import KnownGroup, KnownGroups, device_of
 from nbdist.runtime.meeting import StoreLike
 from nbdist.runtime.messages import OPS as MESSAGES
 from nbdist.runtime.messages import Messages
+from nbdist.runtime.open_calls import OpenCalls, OpenCollective
 from nbdist.runtime.outlook import Outlook, error_of
 from nbdist.runtime.signature import Signature
 from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING
@@ -72,7 +75,8 @@ class Guard:
         self._mode: Mode = mode
         self._hooks = hooks
         self._outlook = Outlook(table)
-        self._messages = Messages(table, self._outlook)
+        self.open_calls = OpenCalls(table, rank, self._outlook, self._group_timeout_s)
+        self._messages = Messages(table, self._outlook, self.open_calls)
         self._groups = KnownGroups(table, rank, self._messages.release)
         self._agreement = Agreement(table, rank, self._groups, self._messages, self._outlook)
         self._counts: dict[tuple[str, KnownGroup], list[int]] = {}
@@ -148,7 +152,7 @@ class Guard:
             raise
         if message is None:
             return self.trace.issue(entry, _call, issue)
-        entry.seq = message.seq
+        entry.seq, entry.call = message.seq, message.call
         entry.may_go()
         return self.trace.issue(entry, message.issue, issue)
 
@@ -163,15 +167,12 @@ class Guard:
         entry = self.trace.post(
             group.key, signature, record.source, began=began, seq=seq, is_async=kind.is_async
         )
-        turn = Turn(
-            self.table,
-            self._outlook,
-            group,
-            signature,
-            record,
-            seq,
-            functools.partial(self._timeout_s, group, call),
+        own_timeout_ms = int(call.args.get("timeout", -1))
+        entry.call = open_call = OpenCollective(
+            self.open_calls, group, signature, record, seq, own_timeout_ms
         )
+        timeout = functools.partial(self._timeout_s, group, call)
+        turn = Turn(self.table, self._outlook, open_call, signature, timeout)
         try:
             turn.compare()
             if waits:
@@ -186,13 +187,16 @@ class Guard:
 
     def _timeout_s(self, known: KnownGroup, call: Call) -> float:
         own = int(call.args.get("timeout", -1))
-        if own >= 0:
-            return own / 1000
+        return own / 1000 if own >= 0 else self._group_timeout_s(known, device_of(call.args))
+
+    def _group_timeout_s(self, known: KnownGroup, device: torch.device | None = None) -> float:
+        """Return after how long the calls of a group fail; on any device when ``None``."""
         group = known.reference()
         if group is None:
             return math.inf
         in_use = self._hooks.in_use(group)
-        return torch_private.group_timeout(in_use, device_of(call.args)).total_seconds()
+        devices = map(torch.device, known.backends) if device is None else [device]
+        return min(torch_private.group_timeout(in_use, d).total_seconds() for d in devices)
 
     # After a failure --------------------------------------------------------------------------
 
@@ -237,6 +241,9 @@ class Guard:
         is_native = isinstance(exc, RuntimeError) and not isinstance(exc, CollectiveError)
         if not is_native and not isinstance(exc, CollectiveAborted):
             return exc
+        told = self.open_calls.hopeless()
+        if told is not None and told[0] == self.open_calls.cut_off:
+            return _caused(CollectiveError(told[1]), exc)
         if torch_private.is_lost_connection(exc):
             self._outlook.wait(DEATH_PATIENCE_S)
         cancellation = self.cancellation()
@@ -244,9 +251,22 @@ class Guard:
             return exc
         call = self._unmatched_call(cancellation.of)
         where = f"{call}, which was cut off; its tensors may be half written"
-        cause = error_of(cancellation, where)
-        cause.__cause__ = exc
-        return cause.with_traceback(exc.__traceback__)
+        return _caused(error_of(cancellation, where), exc)
+
+    def calls_under_way(self) -> list[str]:
+        """Name what may call something once it ends: the end of a call may run code of the user's.
+
+        Not the one that the main thread waits in. Any thread may ask. Unguarded, nobody knows.
+        """
+        if self._mode == "off":
+            return ["calls that are not guarded"]
+        current = self.open_calls.current
+        return [
+            f"a call in group {group.name}"
+            for group in self._groups.guarded()
+            if _num_ahead(group)
+            > (current is not None and current.is_native and current.slot is group.slot)
+        ]
 
     def _unmatched_call(self, rank: int | None) -> str:
         """Name the native call that waits for *rank*."""
@@ -343,6 +363,18 @@ class Guard:
         count = self._counts.setdefault((signature.op, group), [0, 0])
         count[0] += 1
         count[1] += signature.size_bytes
+
+
+def _num_ahead(group: KnownGroup) -> int:
+    """Return how many calls of this rank are under way, as another has not begun them."""
+    slot = group.slot
+    return slot.issued(group.me) - min(map(slot.issued, range(group.size)))
+
+
+def _caused(error: BaseException, exc: BaseException) -> BaseException:
+    """Return *error* in place of *exc*, which is what it led to."""
+    error.__cause__ = exc
+    return error.with_traceback(exc.__traceback__)
 
 
 def _ends_of(group: KnownGroup, call: Call) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from nbdist.errors import CollectiveError
 from nbdist.runtime import torch_private
 from nbdist.runtime.call_kinds import CallKinds, first_tensors
 from nbdist.runtime.hooks import Call, Issue
@@ -97,9 +98,10 @@ def issue_counted(slot: Slot, me: int, issue: Issue, take_back: Callable[[], Non
     slot.set_phase(me, ISSUED)
     try:
         return issue()
-    except REFUSALS:
-        slot.set_issued(me, count)
-        take_back()
+    except REFUSALS as exc:
+        if not isinstance(exc, CollectiveError):
+            slot.set_issued(me, count)
+            take_back()
         raise
 
 

@@ -40,6 +40,7 @@ from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
 from nbdist.runtime.meeting import GroupRecipe, Meeting, MeetingStore, recipe_of
+from nbdist.runtime.open_calls import OpenCall
 from nbdist.runtime.remains import Remains
 from nbdist.runtime.sockets import (
     Sockets,
@@ -151,6 +152,11 @@ class Lifeline:
     def connecting_s(self) -> float:
         """How long a group, or a backend, has been in the making; 0 where none is."""
         return max(0.0, time.monotonic() - self._connects_since)
+
+    def reducer_calls(self) -> list[OpenCall]:
+        """Return the calls of DDP's reducer that are under way; any thread may ask."""
+        calls = (entry.call for entry in self._waiting.reducing)
+        return [call for call in calls if isinstance(call, OpenCall)]
 
     def raise_if_aborted(self) -> None:
         """Raise if the groups were cut off and not made anew yet.

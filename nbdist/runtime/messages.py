@@ -19,6 +19,7 @@ from nbdist.errors import CollectiveMismatch
 from nbdist.runtime.calls import record_of
 from nbdist.runtime.hooks import Call, Issue
 from nbdist.runtime.known_groups import KnownGroup, issue_counted
+from nbdist.runtime.open_calls import OpenCall, OpenCalls
 from nbdist.runtime.outlook import Outlook
 from nbdist.runtime.signature import Signature
 from nbdist.runtime.slots import (
@@ -33,7 +34,7 @@ from nbdist.runtime.slots import (
     Slot,
 )
 from nbdist.runtime.table import Table
-from nbdist.runtime.turn import Patience, Place
+from nbdist.runtime.turn import Patience
 from nbdist.runtime.wording import message_mismatch_text
 
 OPS = frozenset({"send", "recv_", "recv_any_source_"})
@@ -89,6 +90,14 @@ class Channel:
             entry = self.slot.peek(self.peer, number)
             return record if entry is None else record._replace(flags=entry[1])
 
+    def is_open(self, seq: int, tag: int) -> bool:
+        """Take in what the peer has posted; say whether nothing of it can be what *seq* meets."""
+        with self.lock:
+            if not self.is_lost:
+                self._absorb()
+            self._pair(tag)
+            return not self.is_lost and seq in self.mine.get(tag, ())
+
     def forget(self, seq: int) -> None:
         """Look no more for what message *seq* meets."""
         with self.lock:
@@ -133,6 +142,32 @@ class Channel:
                 del queues[tag]
 
 
+class OpenMessage(OpenCall):
+    """A message whose other end is waited for."""
+
+    __slots__ = ("_channel", "_receiver")
+
+    def __init__(
+        self,
+        calls: OpenCalls,
+        group: KnownGroup,
+        channel: Channel,
+        receiver: int,
+        record: Record,
+        seq: int,
+    ) -> None:
+        super().__init__(calls, group, channel.slot, channel.me, record, seq)
+        self._channel, self._receiver = channel, receiver
+
+    def missing(self) -> tuple[int, ...]:
+        """Return the peer while nothing of it can be what this meets; any thread may."""
+        channel = self._channel
+        if self.group.slot.takes_from_any(self._receiver):
+            return ()
+        is_open = channel.is_open(self.seq, self.record.tag)
+        return (self.slot.key.ranks[channel.peer],) if is_open else ()
+
+
 @dataclass(frozen=True)
 class Message:
     """A message that was posted."""
@@ -140,6 +175,7 @@ class Message:
     channel: Channel
     seq: int
     tag: int
+    call: OpenMessage
 
     def issue(self, issue: Issue) -> Any:
         """Make the native call, and count it; see `KnownGroup.issue`."""
@@ -152,9 +188,10 @@ class Message:
 class Messages:
     """The channels of one rank."""
 
-    def __init__(self, table: Table, outlook: Outlook) -> None:
+    def __init__(self, table: Table, outlook: Outlook, calls: OpenCalls) -> None:
         self._table = table
         self._outlook = outlook
+        self._calls = calls
         self._channels: dict[tuple[GroupKey, int, int], Channel] = {}
         self._lock = threading.RLock()
 
@@ -222,15 +259,15 @@ class Messages:
             return None
         self._outlook.raise_if_cancelled(group, record, channel.slot.seq(channel.me) + 1)
         seq = channel.post(record, phase=WAITING if waits else ISSUED)
-        where = Place(group, channel.slot, channel.me, record, seq)
-        patience = Patience(self._outlook, where, timeout)
-        self._meet(channel, where, patience, receiver, waits=waits)
-        return Message(channel, seq, record.tag)
+        open_call = OpenMessage(self._calls, group, channel, receiver, record, seq)
+        with Patience(self._outlook, open_call, timeout) as patience:
+            self._meet(channel, open_call, patience, receiver, waits=waits)
+        return Message(channel, seq, record.tag, open_call)
 
     def _meet(
-        self, channel: Channel, where: Place, patience: Patience, receiver: int, *, waits: bool
+        self, channel: Channel, call: OpenCall, patience: Patience, receiver: int, *, waits: bool
     ) -> None:
-        group, slot, record, seq = where.group, where.slot, where.record, where.seq
+        group, slot, record, seq = call.group, call.slot, call.record, call.seq
         try:
             while True:
                 word = slot.word

@@ -7,6 +7,8 @@ What was cancelled before the ranks agreed to go on (`cut`) is over.
 
 from __future__ import annotations
 
+import time
+
 from nbdist.errors import CollectiveMismatch, PeerFailed
 from nbdist.runtime.known_groups import KnownGroup
 from nbdist.runtime.slots import Record
@@ -45,16 +47,28 @@ class Outlook:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until some rank will not come; say whether it is so."""
-        return self._table.wait_for_cancel(self.cut, timeout_s)
+        deadline, seen = time.monotonic() + timeout_s, self.cut
+        while self._table.wait_for_cancel(seen, deadline - time.monotonic()):
+            seen = self._table.epoch
+            if self.first() is not None:
+                return True
+        return False
 
     def raise_if_cancelled(self, group: KnownGroup, record: Record, seq: int) -> None:
         """Raise if some rank of *group* will not come any more."""
+        if (failure := self.failure(group, record, seq)) is not None:
+            raise failure
+
+    def failure(
+        self, group: KnownGroup, record: Record, seq: int
+    ) -> CollectiveMismatch | PeerFailed | None:
+        """Return what it means to a call that some rank of *group* will not come, if that is so."""
         if self._table.epoch <= self.cut:
-            return
+            return None
         cancellation = self._table.cancellation(group.key.ranks, self.cut)
-        if cancellation is not None:
-            where = f"{where_text(record, group.name, seq)}; nothing was sent"
-            raise error_of(cancellation, where)
+        if cancellation is None:
+            return None
+        return error_of(cancellation, f"{where_text(record, group.name, seq)}; nothing was sent")
 
 
 def error_of(cancellation: Cancellation, where: str) -> CollectiveMismatch | PeerFailed:

@@ -8,7 +8,8 @@ has issued a call that the peer has not issued, and will not. The same goes for 
 with it. Ranks that wait in the guard are freed by the guard, and their groups stay as they are.
 
 A peer that has destroyed its groups and ended its cell will not come either. Nobody is told then:
-for most it is a good end. Who waits for it finds out here.
+for most it is a good end. Who waits for it finds out here. And where the session is certain that
+nobody can come to the call that this rank waits in, that one is cut off.
 
 Not covered: a call that both have issued and one of them left; the monitor sees that as a hang.
 """
@@ -70,6 +71,9 @@ class Rescue:
     def _look(self) -> None:
         generation = self._lifeline.generation
         self._is_closed.wait(SETTLE_S)
+        if (hopeless := self._hopeless()) is not None:
+            self._guard.open_calls.cut_off, reason = hopeless
+            self._lifeline.abort(reason, generation=generation)
         for cancellation in self._guard.cancellations():
             # Once for each: the groups may be new ones before the ranks have agreed to go on.
             if cancellation.stamp > self._handled and self._needs_abort(cancellation):
@@ -79,6 +83,15 @@ class Rescue:
                 self._lifeline.abort(cancellation.reason, generation=generation)
                 break
         self._is_closed.wait(LOOK_AGAIN_S)
+
+    def _hopeless(self) -> tuple[int, str] | None:
+        """Return which native call is waited for in vain, and why, if that was told."""
+        told, current = self._guard.open_calls.hopeless(), self._guard.open_calls.current
+        if told is None or self._lifeline.aborted is not None:
+            return None
+        native = [call for call in [current] if call is not None and call.is_native]
+        native += self._lifeline.reducer_calls()
+        return told if told[0] in [call.number for call in native] else None
 
     def _needs_abort(self, cancellation: Cancellation) -> bool:
         if self._lifeline.aborted is not None or cancellation.of is None:

@@ -1,7 +1,8 @@
 """What every rank of one host is about to do, in memory that all of them share.
 
     rank 0 ──post──▶ ┌ header  epoch, who will not come any more and why, who  ┐
-                     │         has left which cell without a group             │
+                     │         has left which cell without a group, which      │
+                     │         calls nobody can come to                        │
     rank 1 ──post──▶ │ slot    one per group: per member a sequence number and │ ◀── agent: cancel
     guard  ◀──wait── └         a ring of records (signature, source line)      ┘ ──▶ diagnosis
 
@@ -24,7 +25,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from nbdist.runtime.slots import (
 CHUNK_BYTES = 2**26  # mapped at a time; what is never touched takes no memory
 PATIENCE_S = 0.05  # for a process that was stopped while it wrote a cancellation
 REASON_BYTES = 944
+ENDING_TEXT_BYTES = 2000
 
 _KINDS: tuple[Kind, ...] = ("failed", "died", "stopped", "mismatch")
 _MAGIC = 0x6E62_6469_7374_0001  # "nbdist", version 1
@@ -59,6 +61,9 @@ _CANCELS = 64
 # One of the reasons: stamp, culprit, kind, length of the text.
 _CANCEL = struct.Struct("=QiII")
 _CANCEL_BYTES = _CANCEL.size + REASON_BYTES + 4
+# One of the endings: stamp, number of the call, length of the text.
+_ENDING = struct.Struct("=QQI")
+_ENDING_BYTES = _ENDING.size + ENDING_TEXT_BYTES + 4
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,21 @@ class Cancellation:
     culprit: int
     kind: Kind
     of: int | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The word that nobody can come to a call of a rank any more.
+
+    Attributes:
+        stamp: When, as of a `Cancellation`; 0 where it was never told.
+        number: Of the call, as the rank counts its calls.
+        reason: For people.
+    """
+
+    stamp: int
+    number: int
+    reason: str
 
 
 class Table:
@@ -104,7 +124,9 @@ class Table:
             raise ValueError(f"{path} is no table of this version of nbdist.")
         self.world_size = int(_HEADER.unpack_from(header)[1])
         self._epoch_word = Futex(header, _EPOCH_WORD)
-        self._left = (_CANCELS + (self.world_size + 1) * _CANCEL_BYTES) // 8  # as an index of words
+        left = _CANCELS + (self.world_size + 1) * _CANCEL_BYTES
+        self._left = left // 8  # as an index of words
+        self._endings = left + 8 * self.world_size
 
     @classmethod
     def create(cls, path: Path, world_size: int) -> Table:
@@ -262,6 +284,39 @@ class Table:
         """
         with self._lock, self._file_lock(PATIENCE_S):
             self._write_cancel(reason, culprit, of, kind)
+        self._wake_all()
+
+    def end_calls(self, numbers: Mapping[int, int], reason: str) -> None:
+        """Tell ranks that nobody can come any more to what they wait in; any process may call.
+
+        All are told before the first one can go on and fail of it.
+
+        Args:
+            numbers: By rank, the number of the call; a rank that waits in it no more goes on.
+            reason: For people.
+        """
+        with self._lock, self._file_lock(PATIENCE_S):
+            stamp, text = self._next_stamp(), cut_text(reason, ENDING_TEXT_BYTES)
+            for rank, number in numbers.items():
+                offset = self._endings + rank * _ENDING_BYTES
+                start = offset + _ENDING.size
+                self._bytes[start : start + len(text)] = text
+                _ENDING.pack_into(self._bytes, offset, stamp, number, len(text))
+            self._words[_EPOCH] = stamp
+        self._wake_all()
+
+    def ending(self, rank: int) -> Ending:
+        """Return what *rank* was told last of a call that nobody can come to."""
+        offset = self._endings + rank * _ENDING_BYTES
+        stamp, number, length = _ENDING.unpack_from(self._bytes, offset)
+        start = offset + _ENDING.size
+        text = bytes(self._bytes[start : start + length]).decode(errors="replace")
+        return Ending(stamp, number, text)
+
+    def _next_stamp(self) -> int:
+        return max(time.monotonic_ns(), self.epoch + 1)
+
+    def _wake_all(self) -> None:
         self._epoch_word.wake(self.epoch & 0xFFFF_FFFF)
         for slot in self.slots():
             slot.wake(self.epoch & 0xFFFF_FFFF)
@@ -277,7 +332,7 @@ class Table:
             _CANCEL.pack_into(
                 self._bytes,
                 offset,
-                max(time.monotonic_ns(), self.epoch + 1),
+                self._next_stamp(),
                 culprit,
                 _KINDS.index(kind),
                 len(text),
@@ -318,4 +373,4 @@ class Table:
 
 def _head_bytes(world_size: int) -> int:
     """Return the size of all that comes before the slots."""
-    return _CANCELS + (world_size + 1) * _CANCEL_BYTES + 8 * world_size
+    return _CANCELS + (world_size + 1) * _CANCEL_BYTES + (8 + _ENDING_BYTES) * world_size

@@ -341,6 +341,14 @@ def consumer_of_work(frame: Any) -> Literal["python", "reducer", "native"]:
     return "native" if caller in _WAIT_NATIVELY else "python"
 
 
+_BACKWARD = (torch.autograd.graph.__file__, "_engine_run_backward")
+
+
+def is_backward(frame: Any) -> bool:
+    """Say whether a thread that is at *frame* is in the C++ of a backward pass."""
+    return frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) == _BACKWARD
+
+
 #: What gloo and NCCL say when a peer's end of a connection is gone.
 _LOST = re.compile(
     r"[Cc]onnection (closed|reset|refused)|Socket closed|[Bb]roken pipe|Read error|gloo|NCCL"

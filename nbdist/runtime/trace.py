@@ -37,11 +37,19 @@ Native = Callable[[], Any]
 _T = TypeVar("_T")
 
 
+UNKNOWN = contextlib.nullcontext()  # stands for a call that nobody can say more of
+
+
 class Entry:
-    """One call, while its times are still coming in; see `nbdist.wire.TracedCall`."""
+    """One call, while its times are still coming in; see `nbdist.wire.TracedCall`.
+
+    Attributes:
+        call: What is to be known of it while it is waited for.
+    """
 
     __slots__ = (
         "began",
+        "call",
         "cell_id",
         "done",
         "is_failed",
@@ -60,6 +68,7 @@ class Entry:
         self.began = began
         self.waited_s = self.returned = self.wait_began = self.wait_ended = self.done = 0.0
         self.is_failed = False
+        self.call: contextlib.AbstractContextManager[None] = UNKNOWN
 
     def may_go(self) -> None:
         """Note that the guard lets it go on to the native call."""
@@ -81,11 +90,14 @@ class Entry:
         if not self.wait_ended:
             self.wait_ended = time.monotonic()
             self.is_failed |= error is not None
+        if error is None:
+            self.call = UNKNOWN  # nobody will wait for it any more
         _latest.work = None
 
     def finish(self) -> None:
         """Note that its data has arrived; any thread may."""
         self.done = time.monotonic()
+        self.call = UNKNOWN
 
     def frozen(self) -> TracedCall:
         """Return it as it is now."""

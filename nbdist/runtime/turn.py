@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NoReturn
 
 from nbdist.errors import CollectiveMismatch, CollectiveTimeout, PeerFailed
-from nbdist.runtime.known_groups import KnownGroup
+from nbdist.runtime.open_calls import OpenCall
 from nbdist.runtime.outlook import Outlook
 from nbdist.runtime.signature import Signature, fits, has_to_wait
-from nbdist.runtime.slots import ABANDONED, ASYNC, VOID, WENT_ON, Record, Slot
+from nbdist.runtime.slots import ABANDONED, ASYNC, VOID, WENT_ON
 from nbdist.runtime.table import Table
 from nbdist.runtime.wording import mismatch_text, missing_text, where_text
 
@@ -33,15 +32,14 @@ class Turn:
         self,
         table: Table,
         outlook: Outlook,
-        group: KnownGroup,
+        call: OpenCall,
         signature: Signature,
-        record: Record,
-        seq: int,
         timeout: Callable[[], float],
     ) -> None:
-        self.group, self.signature, self.record, self.seq = group, signature, record, seq
-        self.pending = [member for member in range(group.size) if member != group.me]
-        self._table, self._outlook, self._timeout = table, outlook, timeout
+        self.group, self.record, self.seq = call.group, call.record, call.seq
+        self.signature = signature
+        self.pending = [member for member in range(self.group.size) if member != self.group.me]
+        self._table, self._outlook, self._call, self._timeout = table, outlook, call, timeout
 
     def compare(self) -> None:
         """Compare with those who are there, and take them off the pending."""
@@ -67,17 +65,17 @@ class Turn:
             return
         slot, me = self.group.slot, self.group.me
         behind = {member for member in self.pending if slot.seq(member) < self.seq - 1}
-        patience = self._patience(self._timeout)
-        while not self.group.hurried and (
-            has_to_wait(self.signature.root, me, self.pending, self.group.size)
-            or (set(self.pending) - behind and patience.seconds < PATIENCE_S)
-        ):
-            word = slot.word
-            self.compare()
-            if not self.pending:
-                break
-            patience.check()
-            patience.sleep(word)
+        with self._patience(self._timeout) as patience:
+            while not self.group.hurried and (
+                has_to_wait(self.signature.root, me, self.pending, self.group.size)
+                or (set(self.pending) - behind and patience.seconds < PATIENCE_S)
+            ):
+                word = slot.word
+                self.compare()
+                if not self.pending:
+                    break
+                patience.check()
+                patience.sleep(word)
         if self.pending:
             slot.flag(me, self.seq, WENT_ON)
         self._look_again()
@@ -91,8 +89,7 @@ class Turn:
                 self._patience().wait_for_reason()
 
     def _patience(self, timeout: Callable[[], float] | None = None) -> Patience:
-        where = Place(self.group, self.group.slot, self.group.me, self.record, self.seq)
-        return Patience(self._outlook, where, timeout)
+        return Patience(self._outlook, self._call, timeout)
 
     def _differs(self, member: int) -> bool:
         """Say whether *member* has made another call where it had to make this one."""
@@ -143,33 +140,21 @@ class Turn:
             slot.wait(self.group.me, word, rest)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a rank waits.
-
-    Attributes:
-        group: Within which.
-        slot: Of the group, or of the messages between two of its ranks.
-        me: This rank among the slot's members.
-        record: Its call.
-        seq: The call's number.
-    """
-
-    group: KnownGroup
-    slot: Slot
-    me: int
-    record: Record
-    seq: int
-
-
 class Patience:
-    """One wait: how long it has lasted, and what ends it."""
+    """One wait in Python: how long it has lasted, and what ends it."""
 
     def __init__(
-        self, outlook: Outlook, where: Place, timeout: Callable[[], float] | None = None
+        self, outlook: Outlook, call: OpenCall, timeout: Callable[[], float] | None = None
     ) -> None:
-        self._outlook, self._where, self._timeout = outlook, where, timeout
+        self._outlook, self._call, self._timeout = outlook, call, timeout
         self._since = time.perf_counter()
+
+    def __enter__(self) -> Patience:
+        self._call.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call.end()
 
     @property
     def seconds(self) -> float:
@@ -181,12 +166,15 @@ class Patience:
         if self.seconds < SPIN_S:
             os.sched_yield()
             return
-        self._where.slot.wait(self._where.me, word, TIMEOUT_SLICE_S)
+        self._call.slot.wait(self._call.me, word, TIMEOUT_SLICE_S)
 
     def check(self) -> None:
         """Raise if there is nothing to wait for any more."""
-        where = self._where
-        self._outlook.raise_if_cancelled(where.group, where.record, where.seq)
+        where = self._call
+        failed = self._outlook.failure(where.group, where.record, where.seq)
+        where.raise_if_hopeless()  # last: told to all before one can fail of it
+        if failed is not None:
+            raise failed
         if self._timeout is None or self.seconds < TIMEOUT_SLICE_S:
             return
         timeout_s = self._timeout()
@@ -200,7 +188,7 @@ class Patience:
 
     def wait_for_reason(self) -> NoReturn:
         """A peer has given this call up: say why, as soon as it has said so."""
-        slot, me, seq = self._where.slot, self._where.me, self._where.seq
+        slot, me, seq = self._call.slot, self._call.me, self._call.seq
         while self.seconds < REASON_PATIENCE_S:
             word = slot.word
             self.check()
@@ -215,7 +203,7 @@ class Patience:
         who = f"rank {gone[0]}" if len(gone) == 1 else f"ranks {', '.join(gone)}"
         raise PeerFailed(
             f"{who if gone else 'another rank'} gave up before this rank came.\n"
-            f"This rank was in {where_text(self._where.record, self._where.group.name, seq)}.\n"
+            f"This rank was in {where_text(self._call.record, self._call.group.name, seq)}.\n"
             "All variables of this rank are kept; the next cell works with the same groups.",
             culprit=int(gone[0]) if gone else -1,
         )

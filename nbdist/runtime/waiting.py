@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from nbdist.runtime import torch_private
-from nbdist.runtime.trace import entry_of
+from nbdist.runtime.trace import UNKNOWN, Entry, entry_of
 
 SLICE_S = 0.05
 LOOK_S = 0.001
@@ -50,7 +50,8 @@ class Waiting:
         self._undo: Callable[[], None] | None = None
         self.is_gloo_only = False
         self._idle: list[_Helper] = []
-        self._reducing: dict[torch.futures.Future[Any], Any] = {}  # promises, with native calls
+        # Of DDP's reducer, until they are over: our promise, the native call, what is recorded of it.
+        self._reducing: dict[torch.futures.Future[Any], tuple[Any, Entry]] = {}
 
     def __repr__(self) -> str:
         return f"<Waiting {'in slices' if self._undo and self.is_gloo_only else 'natively'}>"
@@ -87,7 +88,8 @@ class Waiting:
         native_wait, none = self._native_wait, timedelta(0)
 
         def wait(self_: Any, timeout: timedelta = none) -> bool:
-            with entry_of(self_):
+            entry = entry_of(self_)
+            with entry, entry.call if timeout == none else UNKNOWN:
                 return wait_for(self_, timeout)
 
         def wait_for(self_: Any, timeout: timedelta) -> bool:
@@ -192,7 +194,8 @@ class Waiting:
         return (*result[:-1], ours.boxed()) if isinstance(result, tuple) else ours.boxed()
 
     def _wait_and_note(self, work: Any) -> None:
-        with entry_of(work):
+        entry = entry_of(work)
+        with entry, entry.call:
             self._wait_in_slices(work)
 
     def _promise(self, work: Any) -> Any:
@@ -208,13 +211,21 @@ class Waiting:
                 _settle(promise, exc)
             self._reducing.pop(promise, None)
 
-        self._reducing[promise] = work
+        self._reducing[promise] = work, entry
         work.get_future().add_done_callback(keep)
         try:
             self._raise_if_aborted()  # `cut_off` may have been before us
         except Exception as exc:  # noqa: BLE001 - passed on to who waits
             _settle(promise, exc)
         return promise.then(_value)
+
+    @property
+    def reducing(self) -> tuple[Entry, ...]:
+        """The calls of DDP's reducer that are under way; any thread may ask."""
+        return tuple(entry for work, entry in self._under_way() if not work.is_completed())
+
+    def _under_way(self) -> list[tuple[Any, Entry]]:
+        return list(self._reducing.values())  # in one step: other threads change it
 
     def let_reducers_end(self, patience_s: float) -> None:
         """Wait until the calls of DDP's reducer that are under way are over, or *patience_s*.
@@ -223,7 +234,7 @@ class Waiting:
         that was cut off may never end; it does not write any more, and is waited for only once.
         """
         deadline = time.monotonic() + patience_s
-        while not all(work.is_completed() for work in list(self._reducing.values())):
+        while not all(work.is_completed() for work, _ in self._under_way()):
             if time.monotonic() > deadline:
                 break
             time.sleep(LOOK_S)

@@ -17,7 +17,7 @@ queue): that is work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -32,7 +32,7 @@ from nbdist.sessions.stacks import (
     waits_for_device,
 )
 from nbdist.view.hang import Culprit, CulpritKind, Diagnosis, Wait
-from nbdist.wire import Frame, GroupCall, Snapshot
+from nbdist.wire import BlockedCall, Frame, GroupCall, Snapshot
 
 _IN_ORDER: tuple[CulpritKind, ...] = get_args(CulpritKind)
 
@@ -131,6 +131,43 @@ def diagnose(
         waits=_merge_waits(waits),
         culprits=_merge_culprits([*culprits, *_circles(waits)]),
     )
+
+
+def explain(
+    label: str, ranks: Iterable[int], calls: Mapping[int, BlockedCall], how: Mapping[int, str]
+) -> Diagnosis:
+    """Say why nobody can come to *calls* any more.
+
+    Args:
+        label: The cell: ``In[12]``.
+        ranks: Those it was sent to.
+        calls: What each rank waits in.
+        how: How the cell has failed on ranks, where it has.
+    """
+    ranks = tuple(sorted(ranks))
+    waits = [
+        _RankWait(
+            rank=rank,
+            kind=blocked.call.kind,
+            op=op_of(blocked.call),
+            seconds=0.0,
+            missing=frozenset(blocked.missing),
+            where=blocked.call.source,
+            call=blocked.call,
+        )
+        for rank, blocked in calls.items()
+    ]
+    missed = {rank for wait in waits for rank in wait.missing}
+    culprits = [_at_its_end(rank, ranks, how) for rank in sorted(missed - calls.keys())]
+    if missed & calls.keys():
+        culprits.append(Culprit(tuple(sorted(calls)), "deadlock", "waits for each other"))
+    return Diagnosis(label, ranks, _merge_waits(waits), _merge_culprits(culprits))
+
+
+def _at_its_end(rank: int, ranks: Sequence[int], how: Mapping[int, str]) -> Culprit:
+    if rank not in ranks:
+        return Culprit((rank,), "absent", "was not given this cell")
+    return Culprit((rank,), "ended", how.get(rank) or "has ended this cell")
 
 
 # Who waits -------------------------------------------------------------------------------------

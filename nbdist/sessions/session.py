@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from nbdist import private, wire
@@ -27,6 +28,7 @@ from nbdist.sessions.journals import Journals
 from nbdist.sessions.monitor import Monitor
 from nbdist.sessions.ranks import parse_ranks
 from nbdist.sessions.recovery import Recovery, RecoveryReport
+from nbdist.sessions.referee import Referee
 from nbdist.sessions.run import Run
 from nbdist.sessions.states import ANSWER_S, RankState, rank_states, snapshots
 from nbdist.sessions.traces import rank_traces
@@ -106,6 +108,11 @@ class Session:
         processes.on_exit = self._on_exit
         self._monitor = Monitor(processes, client, config.hang.after_s)
         self._monitor.start()
+        self._referee = Referee(
+            processes, client, self._unanswered, on_ending=self._recovery.note_failure
+        )
+        if config.hang.certain == "error":
+            self._referee.start()
         self._channels = Channels(processes)
         self._channels.start()
 
@@ -408,6 +415,13 @@ class Session:
         if dead and self.is_alive and self.config.recover != "auto":
             run.notes.append(self._way_out())
 
+    def awaited(self, run: Run) -> AbstractContextManager[None]:
+        """Return a context in which nothing else is sent before *run* is over, as at a prompt.
+
+        So it is known to whom of its ranks nobody can come any more, and their calls are ended.
+        """
+        return self._referee.watching(run)
+
     def interrupt(self, run: Run) -> None:
         """Stop *run* on the ranks where it is not over; returns at once."""
         run.is_stopping = True
@@ -644,6 +658,7 @@ class Session:
             for rank in run.running_ranks:
                 run.note_death(rank, "was stopped with its session")
         self._monitor.close()
+        self._referee.close()
         self._channels.close()
         self._processes.stop()
         self._client.close(linger=0)

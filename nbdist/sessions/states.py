@@ -15,7 +15,7 @@ from nbdist.sessions import dumps
 from nbdist.sessions.load import CpuSight, overload, sight_of
 from nbdist.sessions.stacks import silence
 from nbdist.sessions.transport import RankClient
-from nbdist.wire import Snapshot
+from nbdist.wire import Prospect, Snapshot
 
 ANSWER_S = 1.0
 
@@ -58,6 +58,12 @@ def snapshots(client: RankClient, ranks: Iterable[int], timeout_s: float) -> dic
     """Ask all *ranks* at once what they are doing; return what those say that answer in time."""
     answers = client.ask_all(ranks, wire.SNAPSHOT_REQUEST, {}, timeout_s)
     return {rank: Snapshot.from_json(content) for rank, content in answers.items()}
+
+
+def prospects(client: RankClient, ranks: Iterable[int], timeout_s: float) -> dict[int, Prospect]:
+    """Ask all *ranks* at once whether they may still come to a call."""
+    answers = client.ask_all(ranks, wire.PROSPECT_REQUEST, {}, timeout_s)
+    return {rank: Prospect.from_json(content) for rank, content in answers.items()}
 
 
 def _state(

@@ -1,6 +1,7 @@
 """What a user reads while a cell hangs: who waits where, who is the cause, what to do next.
 
-    diagnose(...) ──▶ Diagnosis ──▶ hang_headline, hang_text
+    diagnose(...) ──▶ Diagnosis ──▶ hang_headline, hang_text       the card
+    explain(...)  ──▶ Diagnosis ──▶ certain_text                   the error
 
 Only words are chosen here; who is to blame was decided before. A card stays short however many
 ranks there are: equal places share a line, and what is too much is counted.
@@ -79,8 +80,14 @@ class Wait:
 
     def summary(self) -> str:
         """Say who waits where: ``ranks 0, 2, 3 wait in all_reduce #41 (In[12]:7)``."""
-        where = f" ({self.where})" if self.where else ""
-        return f"{short_name(self.ranks)} {_verb('waits', self.ranks)} in {self._call()}{where}"
+        return f"{self._who()}{f' ({self.where})' if self.where else ''}"
+
+    def sentence(self) -> str:
+        """Say the same in an error: ``ranks 0, 2, 3 wait in all_reduce #41 at In[12]:7``."""
+        return f"{self._who()}{f' at {self.where}' if self.where else ''}"
+
+    def _who(self) -> str:
+        return f"{short_name(self.ranks)} {_verb('waits', self.ranks)} in {self._call()}"
 
     def details(self) -> str:
         """Say all that is known, to follow the names of the ranks."""
@@ -210,10 +217,11 @@ class Diagnosis:
                 f"process in the place of {who}; the others keep all they have."
             )
         if kind == "deadlock":
-            return self._way_out_of_deadlock()
+            return self.way_out_of_deadlock()
         return _ADVICE.get(kind, "").format(who=who)
 
-    def _way_out_of_deadlock(self) -> str:
+    def way_out_of_deadlock(self) -> str:
+        """Say how ranks that wait for each other can be kept from it."""
         if any(wait.kind == "p2p" for wait in self.waits):
             return (
                 "None of them can go on: let one side receive while the other sends, or use "
@@ -242,6 +250,33 @@ _ADVICE: dict[CulpritKind, str] = {
     "they have.",
     "mismatch": "With `guard=on` such calls raise on every rank before anything is sent.",
 }
+
+
+def certain_text(diagnosis: Diagnosis) -> str:
+    """Say why the calls of *diagnosis* were ended: nobody can come to them any more."""
+    parts = [wait.sentence() for wait in diagnosis.waits[:MAX_NAMED]]
+    parts += _more(len(diagnosis.waits) - MAX_NAMED, "others wait at", "place")
+    parts += [culprit.summary() for culprit in diagnosis.culprits]
+    return (
+        f"{'; '.join(parts)}\n"
+        "Nobody can come any more, so the wait was ended. All variables are kept; the next cell "
+        "works with the same groups.\n"
+        f"{_certain_advice(diagnosis)} `hang.certain=warn` lets such calls wait."
+    )
+
+
+def _certain_advice(diagnosis: Diagnosis) -> str:
+    kinds = {culprit.kind for culprit in diagnosis.culprits}
+    if "deadlock" in kinds:
+        return diagnosis.way_out_of_deadlock()
+    if "absent" in kinds:
+        return (
+            f"{diagnosis.label} was given to {short_name(diagnosis.ranks)} only: run it with "
+            "`%%dist all`, or use a group of these ranks."
+        )
+    if all(wait.kind == "p2p" for wait in diagnosis.waits):
+        return "Each receive needs a send on the other rank, and each send a receive."
+    return "Every rank of a group has to call the same collectives."
 
 
 Hang = Diagnosis | str

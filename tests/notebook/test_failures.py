@@ -96,11 +96,32 @@ def test_a_hang_in_the_background_is_told_under_its_cell(notebook: Notebook) -> 
     assert_it_works(notebook)
 
 
-def test_a_cell_of_some_ranks_that_needs_all_is_explained(notebook: Notebook) -> None:
-    cell = notebook.run("%%dist 0 --timeout 4\ndist.barrier()")
+def test_a_cell_of_some_ranks_that_needs_all_ends_by_itself(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist 0\ndist.barrier()")
 
-    assert cell.status == "error"
-    assert "ranks 1, 2 were not given the cell" in cell.display
+    assert "CollectiveError on rank 0" in cell.error
+    assert "ranks 1, 2 were not given this cell" in cell.display
+    assert "`%%dist all`" in cell.display
+    assert_it_works(notebook)
+
+
+def test_a_call_to_which_nobody_can_come_ends_by_itself(notebook: Notebook) -> None:
+    notebook.run("%%dist\nkept = rank")
+    cell = notebook.run("%%dist\nif rank: dist.all_reduce(torch.ones(3))")
+
+    label = f"In[{cell.reply['execution_count']}]"
+    assert "CollectiveError on ranks 1, 2" in cell.error
+    assert cell.display.count("ranks 1, 2 wait in all_reduce #") == 1
+    assert f" at {label}:2; rank 0 has ended this cell\n" in cell.display
+    assert notebook.run("%%dist\n[kept == rank]").display == "[ranks 0–2] [True]"
+    assert_it_works(notebook)
+
+
+def test_a_call_in_the_background_waits_for_the_next_cell(notebook: Notebook) -> None:
+    notebook.run("%%dist 1,2 -a\ndist.all_reduce(torch.ones(1))")
+    notebook.run("import time\ntime.sleep(2)")
+
+    assert notebook.run("%%dist 0\ndist.all_reduce(torch.ones(1))").status == "ok"
     assert_it_works(notebook)
 
 
@@ -108,7 +129,7 @@ def test_with_the_action_stop_a_hang_ends_by_itself(own_notebook: Notebook) -> N
     own_notebook.run("%dist stop")
     start(own_notebook, "hang.action=stop")
 
-    cell = own_notebook.run("%%dist\nif rank: dist.barrier()")
+    cell = own_notebook.run("%%dist\nimport time\nif rank == 0: time.sleep(600)\ndist.barrier()")
 
     assert cell.error.startswith("CellStopped")
     assert "ranks 1, 2 wait in barrier" in cell.display

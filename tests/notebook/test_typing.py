@@ -61,7 +61,7 @@ def test_a_restart_that_is_refused_leaves_the_ranks_alone(notebook: Notebook) ->
 def test_a_key_or_a_section_of_the_configuration_can_be_asked_for(notebook: Notebook) -> None:
     assert notebook.run("%dist config seed").streams == "seed: 0\n"
     assert notebook.run("%dist config hang nproc").streams == (
-        "hang:\n  after_s: 10.0\n  action: warn\nnproc: 2\n"
+        "hang:\n  after_s: 10.0\n  action: warn\n  certain: error\nnproc: 2\n"
     )
     assert notebook.run("%dist config params").streams == "params:\n  api_key: '***'\n"
     assert "Did you mean 'seed'?" in notebook.run("%dist config sed").error
