@@ -50,7 +50,7 @@ class Waiting:
         self._undo: Callable[[], None] | None = None
         self.is_gloo_only = False
         self._idle: list[_Helper] = []
-        # Of DDP's reducer, until they are over: our promise, the native call, what is recorded of it.
+        # Of DDP's reducer, until they are over: our promise, the native call, its record.
         self._reducing: dict[torch.futures.Future[Any], tuple[Any, Entry]] = {}
 
     def __repr__(self) -> str:
