@@ -29,6 +29,7 @@ import functools
 import math
 import sys
 import time
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ from nbdist.runtime.known_groups import KnownGroup, KnownGroups, device_of
 from nbdist.runtime.meeting import StoreLike
 from nbdist.runtime.messages import OPS as MESSAGES
 from nbdist.runtime.messages import Messages
-from nbdist.runtime.open_calls import OpenCalls, OpenCollective
+from nbdist.runtime.open_calls import OpenCall, OpenCalls, OpenCollective
 from nbdist.runtime.outlook import Outlook, error_of
 from nbdist.runtime.refusals import is_doubtful
 from nbdist.runtime.signature import Signature, signature_of
@@ -250,19 +251,21 @@ class Guard:
         where = f"{call}, which was cut off; its tensors may be half written"
         return _caused(error_of(cancellation, where), exc)
 
-    def calls_under_way(self) -> list[str]:
+    def calls_under_way(self, known: Iterable[OpenCall]) -> list[str]:
         """Name what may call something once it ends: the end of a call may run code of the user's.
 
-        Not the one that the main thread waits in. Any thread may ask. Unguarded, nobody knows.
+        Any thread may ask. Unguarded, nobody knows.
+
+        Args:
+            known: Calls whose end is waited for.
         """
         if self._mode == "off":
             return ["calls that are not guarded"]
-        current = self.open_calls.current
+        waited_for = [call.slot for call in known]
         return [
             f"a call in group {group.name}"
             for group in self._groups.guarded()
-            if _num_ahead(group)
-            > (current is not None and current.is_native and current.slot is group.slot)
+            if _num_ahead(group) > sum(slot is group.slot for slot in waited_for)
         ]
 
     def _unmatched_call(self, rank: int | None) -> str:

@@ -89,8 +89,7 @@ class Rescue:
         told, current = self._guard.open_calls.hopeless(), self._guard.open_calls.current
         if told is None or self._lifeline.aborted is not None:
             return None
-        native = [call for call in [current] if call is not None and call.is_native]
-        native += self._lifeline.reducer_calls()
+        native = self._lifeline.native_calls(current)
         return told if told[0] in [call.number for call in native] else None
 
     def _needs_abort(self, cancellation: Cancellation) -> bool:

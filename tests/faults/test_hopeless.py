@@ -152,6 +152,15 @@ def test_three_ranks_in_a_circle_of_messages(guarded: Workshop) -> None:
     assert "ranks 0–2 wait for each other" in said(run, 0)
 
 
+def test_a_backward_pass_and_a_receive_that_wait_for_each_other(guarded: Workshop) -> None:
+    run = awaited(
+        guarded, "loss = ddp(x).sum()\nloss.backward() if rank else dist.recv(ones(1), 1)"
+    )
+
+    assert "rank 0 waits in recv from rank 1" in said(run, 0)
+    assert error(run, 2).ename in ("CollectiveError", "PeerFailed")
+
+
 # What the program sees ----------------------------------------------------------------------------
 
 
