@@ -18,7 +18,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from nbdist.errors import CollectiveError
 from nbdist.runtime.known_groups import KnownGroup
@@ -204,8 +203,16 @@ class OpenCollective(OpenCall):
 
     __slots__ = ("_op", "_root")
 
-    def __init__(self, calls: OpenCalls, group: KnownGroup, signature: Signature, *posted: Any):
-        super().__init__(calls, group, group.slot, group.me, *posted)
+    def __init__(
+        self,
+        calls: OpenCalls,
+        group: KnownGroup,
+        signature: Signature,
+        record: Record,
+        seq: int,
+        own_timeout_ms: int = -1,
+    ) -> None:
+        super().__init__(calls, group, group.slot, group.me, record, seq, own_timeout_ms)
         self._op, self._root = signature.op, signature.root
 
     def missing(self) -> tuple[int, ...]:
