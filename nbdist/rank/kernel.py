@@ -99,8 +99,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.control_handlers[wire.TRACE_REQUEST] = self.on_trace
         self.control_handlers[wire.NAME_REQUEST] = self.on_name
         self.control_handlers[wire.PROSPECT_REQUEST] = self.on_prospect
-        self.main_loop = asyncio.get_event_loop()
         self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
+        self.main_loop = asyncio.get_event_loop()
 
     # Shell channel: the main thread -----------------------------------------------------------
 

@@ -240,11 +240,11 @@ class Guard:
         if not is_native and not isinstance(exc, CollectiveAborted):
             return exc
         told = self.open_calls.hopeless()
-        if told is not None and told[0] == self.open_calls.cut_off:
-            return _caused(CollectiveError(told[1]), exc)
-        if torch_private.is_lost_connection(exc):
+        if told is None and torch_private.is_lost_connection(exc):
             self._outlook.wait(DEATH_PATIENCE_S)
         cancellation = self.cancellation()
+        if told is not None and (cancellation is None or cancellation.kind != "died"):
+            return _caused(CollectiveError(told[1]), exc)
         if cancellation is None or cancellation.of == self.rank:
             return exc
         call = self._unmatched_call(cancellation.of)

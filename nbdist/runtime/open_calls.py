@@ -36,7 +36,6 @@ class OpenCalls:
 
     Attributes:
         current: The one that the main thread waits in.
-        cut_off: Number of the one that was cut off since nobody can come to it.
         timeout_of: Returns after how many seconds the calls of a group fail.
     """
 
@@ -44,7 +43,6 @@ class OpenCalls:
         self, table: Table, rank: int, outlook: Outlook, timeout_of: Callable[[KnownGroup], float]
     ) -> None:
         self.current: OpenCall | None = None
-        self.cut_off = 0
         self.timeout_of = timeout_of
         self._table, self._rank, self._outlook = table, rank, outlook
         self._numbers = itertools.count(1)
