@@ -262,6 +262,7 @@ def test_what_a_variable_holds_is_not_resolved_again(monkeypatch: pytest.MonkeyP
         ("live=on", ["live", "auto, widget, lines, off"]),
         ("launcher=slurm", ["launcher", "local"]),
         ("hang.action=kill", ["hang.action", "warn, stop"]),
+        ("hang.certain=stop", ["hang.certain", "error, warn"]),
         ("nproc=0", ["nproc", "1 or more", "not 0"]),
         ("threads=0", ["threads", "1 or more"]),
         ("seed=-1", ["seed", "between 0 and"]),

@@ -100,8 +100,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.control_handlers[wire.TRACE_REQUEST] = self.on_trace
         self.control_handlers[wire.NAME_REQUEST] = self.on_name
         self.control_handlers[wire.PROSPECT_REQUEST] = self.on_prospect
-        self.main_loop = asyncio.get_event_loop()
         self.control_handlers[wire.INPUT_REPLY] = self.on_input_reply
+        self.main_loop = asyncio.get_event_loop()
 
     # Shell channel: the main thread -----------------------------------------------------------
 
@@ -298,13 +298,14 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
     def on_prospect(self, stream: Any, ident: Any, parent: dict[str, Any]) -> None:
         """Say whether this rank may still come to a call."""
         cell_id, recovery = self.runner.cell_id, self.recovery
-        others = (*callers.callers(self.main_loop), *recovery.guard.calls_under_way())
+        open_calls = recovery.lifeline.native_calls(recovery.guard.open_calls.current)
+        under_way = recovery.guard.calls_under_way(open_calls)
         prospect = Prospect(
             rank=recovery.guard.rank,
             cell_id=cell_id,
             is_idle=cell_id is None and _waits_for_messages(_main_frame()),
             blocked=None if cell_id is None else recovery.blocked_call(_main_frame()),
-            callers=others,
+            callers=(*callers.callers(self.main_loop), *under_way),
             has_alarm=bool(callers.alarms()),
         )
         self._reply(stream, f"{wire.PROSPECT_REQUEST}_reply", asdict(prospect), parent, ident)

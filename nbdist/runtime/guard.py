@@ -29,6 +29,7 @@ import functools
 import math
 import sys
 import time
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -45,7 +46,7 @@ from nbdist.runtime.known_groups import KnownGroup, KnownGroups, device_of
 from nbdist.runtime.meeting import StoreLike
 from nbdist.runtime.messages import OPS as MESSAGES
 from nbdist.runtime.messages import Messages
-from nbdist.runtime.open_calls import OpenCalls, OpenCollective
+from nbdist.runtime.open_calls import OpenCall, OpenCalls, OpenCollective
 from nbdist.runtime.outlook import Outlook, error_of
 from nbdist.runtime.signature import Signature
 from nbdist.runtime.slots import ABANDONED, ASYNC, IDLE, ISSUED, WAITING
@@ -242,30 +243,32 @@ class Guard:
         if not is_native and not isinstance(exc, CollectiveAborted):
             return exc
         told = self.open_calls.hopeless()
-        if told is not None and told[0] == self.open_calls.cut_off:
-            return _caused(CollectiveError(told[1]), exc)
-        if torch_private.is_lost_connection(exc):
+        if told is None and torch_private.is_lost_connection(exc):
             self._outlook.wait(DEATH_PATIENCE_S)
         cancellation = self.cancellation()
+        if told is not None and (cancellation is None or cancellation.kind != "died"):
+            return _caused(CollectiveError(told[1]), exc)
         if cancellation is None or cancellation.of == self.rank:
             return exc
         call = self._unmatched_call(cancellation.of)
         where = f"{call}, which was cut off; its tensors may be half written"
         return _caused(error_of(cancellation, where), exc)
 
-    def calls_under_way(self) -> list[str]:
+    def calls_under_way(self, known: Iterable[OpenCall]) -> list[str]:
         """Name what may call something once it ends: the end of a call may run code of the user's.
 
-        Not the one that the main thread waits in. Any thread may ask. Unguarded, nobody knows.
+        Any thread may ask. Unguarded, nobody knows.
+
+        Args:
+            known: Calls whose end is waited for.
         """
         if self._mode == "off":
             return ["calls that are not guarded"]
-        current = self.open_calls.current
+        waited_for = [call.slot for call in known]
         return [
             f"a call in group {group.name}"
             for group in self._groups.guarded()
-            if _num_ahead(group)
-            > (current is not None and current.is_native and current.slot is group.slot)
+            if _num_ahead(group) > sum(slot is group.slot for slot in waited_for)
         ]
 
     def _unmatched_call(self, rank: int | None) -> str:

@@ -158,6 +158,11 @@ class Lifeline:
         calls = (entry.call for entry in self._waiting.reducing)
         return [call for call in calls if isinstance(call, OpenCall)]
 
+    def native_calls(self, current: OpenCall | None) -> list[OpenCall]:
+        """Return the native calls that the main thread waits for, *current* and the reducer's."""
+        waited_for = [current] if current is not None and current.is_native else []
+        return [*waited_for, *self.reducer_calls()]
+
     def raise_if_aborted(self) -> None:
         """Raise if the groups were cut off and not made anew yet.
 

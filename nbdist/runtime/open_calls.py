@@ -18,7 +18,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from nbdist.errors import CollectiveError
 from nbdist.runtime.known_groups import KnownGroup
@@ -37,7 +36,6 @@ class OpenCalls:
 
     Attributes:
         current: The one that the main thread waits in.
-        cut_off: Number of the one that was cut off since nobody can come to it.
         timeout_of: Returns after how many seconds the calls of a group fail.
     """
 
@@ -45,7 +43,6 @@ class OpenCalls:
         self, table: Table, rank: int, outlook: Outlook, timeout_of: Callable[[KnownGroup], float]
     ) -> None:
         self.current: OpenCall | None = None
-        self.cut_off = 0
         self.timeout_of = timeout_of
         self._table, self._rank, self._outlook = table, rank, outlook
         self._numbers = itertools.count(1)
@@ -204,8 +201,16 @@ class OpenCollective(OpenCall):
 
     __slots__ = ("_op", "_root")
 
-    def __init__(self, calls: OpenCalls, group: KnownGroup, signature: Signature, *posted: Any):
-        super().__init__(calls, group, group.slot, group.me, *posted)
+    def __init__(
+        self,
+        calls: OpenCalls,
+        group: KnownGroup,
+        signature: Signature,
+        record: Record,
+        seq: int,
+        own_timeout_ms: int = -1,
+    ) -> None:
+        super().__init__(calls, group, group.slot, group.me, record, seq, own_timeout_ms)
         self._op, self._root = signature.op, signature.root
 
     def missing(self) -> tuple[int, ...]:

@@ -71,8 +71,7 @@ class Rescue:
     def _look(self) -> None:
         generation = self._lifeline.generation
         self._is_closed.wait(SETTLE_S)
-        if (hopeless := self._hopeless()) is not None:
-            self._guard.open_calls.cut_off, reason = hopeless
+        if (reason := self._hopeless()) is not None:
             self._lifeline.abort(reason, generation=generation)
         for cancellation in self._guard.cancellations():
             # Once for each: the groups may be new ones before the ranks have agreed to go on.
@@ -84,14 +83,14 @@ class Rescue:
                 break
         self._is_closed.wait(LOOK_AGAIN_S)
 
-    def _hopeless(self) -> tuple[int, str] | None:
-        """Return which native call is waited for in vain, and why, if that was told."""
+    def _hopeless(self) -> str | None:
+        """Return why nobody comes to the native call that is waited for, if that was told."""
         told, current = self._guard.open_calls.hopeless(), self._guard.open_calls.current
         if told is None or self._lifeline.aborted is not None:
             return None
-        native = [call for call in [current] if call is not None and call.is_native]
-        native += self._lifeline.reducer_calls()
-        return told if told[0] in [call.number for call in native] else None
+        number, reason = told
+        native = self._lifeline.native_calls(current)
+        return reason if number in [call.number for call in native] else None
 
     def _needs_abort(self, cancellation: Cancellation) -> bool:
         if self._lifeline.aborted is not None or cancellation.of is None:

@@ -16,6 +16,7 @@ from nbdist.sessions.positions import gave_up, positions
 from nbdist.wire import BlockedCall, GroupCall, Prospect
 
 OWN_TIMEOUT_S = 60.0  # whoever asked for less wants to wait that long
+MOMENT_S = 0.1  # peers come within it, as a rule
 CALM_NS = 10_000_000  # between two looks, which are a tenth of a second apart at least
 
 
@@ -34,7 +35,9 @@ class RankOutlook:
     prospect: Prospect | None = None
 
 
-def may_wait_in_vain(calls: Iterable[GroupCall], ranks: Collection[int]) -> frozenset[int]:
+def may_wait_in_vain(
+    calls: Iterable[GroupCall], ranks: Collection[int], now: float
+) -> frozenset[int]:
     """Return who has to be asked to know whether some of *ranks* wait in vain; often nobody.
 
     Cheap: the table alone says whether a rank is at a call that another has not come to.
@@ -42,11 +45,13 @@ def may_wait_in_vain(calls: Iterable[GroupCall], ranks: Collection[int]) -> froz
     Args:
         calls: Where all ranks stand.
         ranks: Those that run the cell.
+        now: On the clock of the calls. Ranks that call one thing after the other are not disturbed.
     """
     found = set[int]()
     for members in positions(calls).values():
         for call in members.values():
-            if call.rank in ranks and call.phase != "idle" and _is_ahead(call, members):
+            is_old = call.rank in ranks and now - call.since > MOMENT_S
+            if is_old and call.phase != "idle" and _is_ahead(call, members):
                 found.update(call.ranks)
     return frozenset(found)
 
@@ -84,18 +89,15 @@ def _is_same(before: BlockedCall | None, now: BlockedCall) -> bool:
 
 def _hopeless(cell_id: str, outlooks: Mapping[int, RankOutlook]) -> dict[int, BlockedCall]:
     gone = {rank for rank, outlook in outlooks.items() if _is_at_its_end(outlook)}
+    answered = {rank for rank, outlook in outlooks.items() if outlook.prospect is not None}
     held = {
         rank: call
         for rank, outlook in outlooks.items()
         if (call := _held_in(cell_id, outlook)) is not None
-    }
-    answered = {rank for rank, outlook in outlooks.items() if outlook.prospect is not None}
-    direct = {
-        rank: call
-        for rank, call in held.items()
-        if gone.issuperset(call.missing)
+        # Natively it may be on its way to one that has come and is held up.
         and (call.used_ns is None or answered.issuperset(call.call.ranks))
     }
+    direct = {rank: call for rank, call in held.items() if gone.issuperset(call.missing)}
     return direct or _circle(held, gone, outlooks)
 
 
@@ -126,8 +128,7 @@ def _circle(
 
     A rank needs all it waits for: who is left when all that may be served is taken away, is not.
     """
-    sure = {rank for rank, call in held.items() if call.used_ns is None}
-    left = {rank for rank in sure if not _has_callers(outlooks[rank])}
+    left = {rank for rank in held if not _has_callers(outlooks[rank])}
     while True:
         wanted = {missing for rank in left for missing in held[rank].missing}
         stay = {rank for rank in left & wanted if {*held[rank].missing} <= {*left, *gone}}

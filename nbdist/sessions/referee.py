@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -102,7 +103,9 @@ class Referee:
     def _hopeless(self, run: Run) -> Mapping[int, BlockedCall]:
         state = self._processes.ask_state(ANSWER_S)
         calls = [GroupCall.from_json(call) for call in state.get("calls", ())]
-        ranks = may_wait_in_vain(calls, run.running_ranks)
+        ranks = may_wait_in_vain(calls, run.running_ranks, time.time())
+        if not ranks:
+            return {}
         cell_id = run.request.cell_id
         first = self._outlooks(ranks)
         if not hopeless(cell_id, first, first) or self._is_closed.wait(PAUSE_S):

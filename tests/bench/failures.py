@@ -54,6 +54,17 @@ except nbdist.PeerFailed:
     print(f"freed:{time.time()!r}:")
     raise"""
 
+HOPELESS = """\
+import time
+if rank == 1:
+    print(f"left:{time.time()!r}:")
+else:
+    try:
+        dist.all_reduce(torch.ones(1))
+    except nbdist.CollectiveError:
+        print(f"told:{time.time()!r}:")
+        raise"""
+
 STUCK = """\
 import time
 if rank == 1:
@@ -86,6 +97,17 @@ def freed(visit: Visit) -> list[Reading]:
         return max(map(float, re.findall(r"freed:([\d.]+):", text))) - float(raised)
 
     return [visit.reading("freed", [once() for _ in range(NUM_TIMES)])]
+
+
+def hopeless(visit: Visit) -> list[Reading]:
+    """Let all but one wait for one that has ended its cell."""
+
+    def once() -> float:
+        text = visit.kernel.run(visit.peer.cell(HOPELESS)).everything
+        [left] = set(re.findall(r"left:([\d.]+):", text))
+        return max(map(float, re.findall(r"told:([\d.]+):", text))) - float(left)
+
+    return [visit.reading("hopeless", [once() for _ in range(NUM_TIMES)])]
 
 
 def stopped(visit: Visit) -> list[Reading]:

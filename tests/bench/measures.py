@@ -302,6 +302,18 @@ MEASURES = {
             ),
         ),
     ),
+    "hopeless": Measure(
+        failures.hopeless,
+        (
+            Row(
+                "hopeless",
+                "a rank leaves a collective out until all that wait for it are told",
+                "ms",
+                MILLI,
+                (Budget(1000.0),),
+            ),
+        ),
+    ),
     "stopped": Measure(
         failures.stopped,
         (Row("stopped", "stop button until the prompt is back", "ms", MILLI, (Budget(1000.0),)),),

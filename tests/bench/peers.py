@@ -56,7 +56,18 @@ class Peer:
 
 def nbdist(num_ranks: int) -> tuple[Peer, ...]:
     """Three sessions, since what is shown while a cell runs is chosen at the start."""
-    off = ("start", "empty", "pull", "memory", "guard", "freed", "stopped", "recovered", "stop")
+    off = (
+        "start",
+        "empty",
+        "pull",
+        "memory",
+        "guard",
+        "freed",
+        "hopeless",
+        "stopped",
+        "recovered",
+        "stop",
+    )
     shown = {"off": off, "lines": ("first_line",), "widget": ("first_line_widget", "lines")}
     return tuple(
         Peer(

@@ -339,3 +339,29 @@ def test_another_process_can_cancel_and_wakes_all(table: Table, sleeps: list[flo
 
 def test_waiting_for_a_cancellation_has_an_end(table: Table) -> None:
     assert not table.wait_for_cancel(0, 0.02)
+
+
+# Calls to which nobody can come -------------------------------------------------------------------
+
+
+def test_a_rank_is_told_which_of_its_calls_nobody_comes_to(table: Table) -> None:
+    table.end_calls({1: 7}, "rank 0 has ended this cell")
+
+    told = table.ending(1)
+    assert (told.number, told.reason) == (7, "rank 0 has ended this cell")
+    assert told.stamp == table.epoch
+    assert table.ending(0).stamp == 0
+    assert table.cancellation([0, 1], 0) is None
+
+
+def test_all_are_told_alike_and_woken(table: Table, sleeps: list[float]) -> None:
+    slot = table.slot(WORLD, 0)
+    waiter = begin(lambda: slot.wait(0, slot.word, LONG_S))
+    wait_until(lambda: sleeps, "the waiter to sleep")
+
+    with Table(table.path) as other:
+        other.end_calls({0: 3, 1: 4}, "ä" * 5000)
+
+    assert ends(waiter)
+    assert table.ending(0).stamp == table.ending(1).stamp > 0
+    assert table.ending(0).reason.endswith("ä...")

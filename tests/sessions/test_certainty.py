@@ -10,7 +10,7 @@ import pytest
 
 from nbdist.sessions.certainty import RankOutlook, hopeless, may_wait_in_vain
 from nbdist.wire import BlockedCall, GroupCall, Prospect
-from tests.sessions.scenes import call, calls_of, message
+from tests.sessions.scenes import NOW, call, calls_of, message
 
 CELL = "c-0.7"
 OTHER = "c-0.6"  # of `%%dist -a`, or of a program that the prompt does not wait for
@@ -57,6 +57,10 @@ CERTAIN = {
     "a thread where it is waited": ([waiting(0, 1, callers=("thread t",)), gone(1)], [0]),
     "two wait for each other": ([waiting(0, 1), waiting(1, 0)], [0, 1]),
     "three in a circle": ([waiting(0, 1), waiting(1, 2), waiting(2, 0)], [0, 1, 2]),
+    "two that may be computing wait for each other": (
+        [waiting(0, 1, used_ns=5), waiting(1, 0, used_ns=5)],
+        [0, 1],
+    ),
     "two for each other and one that has ended": (
         [waiting(0, 1, 2), waiting(1, 0, 2), gone(2)],
         [0, 1],
@@ -160,10 +164,17 @@ TABLES: dict[str, tuple[list[GroupCall], frozenset[int]]] = {
 def test_only_who_has_to_do_with_a_wait_is_asked(
     calls: list[GroupCall], expected: frozenset[int]
 ) -> None:
-    assert may_wait_in_vain(calls, ranks=[0, 1, 2, 3]) == expected
+    assert may_wait_in_vain(calls, [0, 1, 2, 3], NOW) == expected
 
 
 def test_nobody_is_asked_for_the_sake_of_another_cell() -> None:
     calls = [call(0, 4, "waiting"), *calls_of([1, 2, 3], 3, "issued")]
 
-    assert may_wait_in_vain(calls, ranks=[1, 2, 3]) == frozenset()
+    assert may_wait_in_vain(calls, [1, 2, 3], NOW) == frozenset()
+
+
+def test_ranks_that_have_come_a_moment_ago_are_not_disturbed() -> None:
+    calls = [call(0, 4, "waiting", age=0.05), *calls_of([1, 2, 3], 3, "issued")]
+
+    assert may_wait_in_vain(calls, [0, 1, 2, 3], NOW) == frozenset()
+    assert may_wait_in_vain(calls, [0, 1, 2, 3], NOW + 1) == WORLD

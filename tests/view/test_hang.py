@@ -13,6 +13,7 @@ from nbdist.view.hang import (
     CulpritKind,
     Diagnosis,
     Wait,
+    certain_text,
     duration,
     hang_headline,
     hang_text,
@@ -217,3 +218,56 @@ def test_a_long_list_of_ranks_is_counted() -> None:
     assert short_name([2, 0]) == "ranks 0, 2"
     assert short_name(range(512)) == "ranks 0–511"
     assert short_name([n * n for n in range(20)]) == "20 ranks (0, 1, 4, 9, …)"
+
+
+# The error ----------------------------------------------------------------------------------------
+
+NOBODY = (
+    "Nobody can come any more, so the wait was ended. All variables are kept; the next cell works "
+    "with the same groups."
+)
+WARN = "`hang.certain=warn` lets such calls wait."
+SEND = wait(0, 1, kind="p2p", op="send", seq=0, missing=(0, 1))
+CERTAIN = {
+    "ended": (
+        hang(Culprit((1, 2, 3), "ended", "has ended this cell"), waits=(wait(0),)),
+        "rank 0 waits in all_reduce #41 at In[12]:7; ranks 1–3 have ended this cell",
+        "Every rank of a group has to call the same collectives.",
+    ),
+    "absent": (
+        replace(
+            hang(Culprit((2, 3), "absent", "was not given this cell"), waits=(wait(0, 1),)),
+            ranks=(0, 1),
+        ),
+        "ranks 0, 1 wait in all_reduce #41 at In[12]:7; ranks 2, 3 were not given this cell",
+        "In[12] was given to ranks 0, 1 only: run it with `%%dist all`, or use a group of these "
+        "ranks.",
+    ),
+    "message": (
+        hang(
+            Culprit((1,), "ended", "has ended this cell"),
+            waits=(wait(0, kind="p2p", op="recv", where=""),),
+        ),
+        "rank 0 waits in recv from rank 1; rank 1 has ended this cell",
+        "Each receive needs a send on the other rank, and each send a receive.",
+    ),
+    "circle": (
+        hang(Culprit((0, 1), "deadlock", "waits for each other"), waits=(SEND,)),
+        "ranks 0, 1 wait in send at In[12]:7; ranks 0, 1 wait for each other",
+        "None of them can go on: let one side receive while the other sends, or use `isend`, "
+        "`irecv` or `batch_isend_irecv`.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "said", "advice"), CERTAIN.values(), ids=CERTAIN.keys())
+def test_the_error_says_what_where_and_what_to_do(found: Diagnosis, said: str, advice: str) -> None:
+    assert certain_text(found) == f"{said}\n{NOBODY}\n{advice} {WARN}"
+
+
+def test_the_error_of_waits_at_many_places_counts_them() -> None:
+    places = tuple(wait(n, where=f"In[12]:{n}") for n in range(MAX_NAMED + 2))
+
+    text = certain_text(hang(Culprit((9,), "ended", "has ended this cell"), waits=places))
+
+    assert "; others wait at 2 places; rank 9 has ended this cell\n" in text
