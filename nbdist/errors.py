@@ -27,7 +27,6 @@ A message says what happened (with values), where to look, and what to do next.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Literal
 
@@ -139,6 +138,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     Returns:
         ``"Did you mean 'start'?"`` where something is near, else the whole list of right names.
     """
+    import difflib  # half of the time of importing this module, which `%load_ext` does
+
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     if near:

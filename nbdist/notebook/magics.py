@@ -7,6 +7,7 @@ Loading the extension loads this and nothing else; what the magics do is in
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class
@@ -22,8 +23,11 @@ class DistMagics(Magics):
 
     @property
     def _commands(self) -> Any:
-        with own_imports():
-            commands = importlib.import_module("nbdist.notebook.commands")
+        name = "nbdist.notebook.commands"
+        commands = sys.modules.get(name)
+        if commands is None:  # at the first cell: to look at the path takes 0.2 ms each time
+            with own_imports():
+                commands = importlib.import_module(name)
         return commands.Commands(self.shell)
 
     @line_cell_magic

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NoReturn
 
 from nbdist.config import Config, change_config, load_config
@@ -74,6 +75,7 @@ class CellOptions:
     module: str | None = None
 
 
+@lru_cache(maxsize=256)
 def cell_options(line: str) -> CellOptions:
     """Read the first line of a cell, ``0,2 -o x --timeout 30``.
 

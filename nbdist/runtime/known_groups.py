@@ -41,9 +41,11 @@ class KnownGroup:
     me: int
     reference: weakref.ref[ProcessGroup]
     backends: Mapping[str, str]
-    kinds: CallKinds
     lock: threading.RLock = field(default_factory=threading.RLock)
     hurried: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kinds = CallKinds(self.me, self.size, self.backends.keys())
 
     @property
     def size(self) -> int:
@@ -218,8 +220,7 @@ class KnownGroups:
         incarnation = self._incarnations.get((group.group_name, ranks), 0)
         key = GroupKey(group.group_name, ranks, incarnation)
         me = ranks.index(self._rank)
-        kinds = CallKinds(me, len(ranks), backends.keys())
-        return KnownGroup(key, self._table.slot(key, me), me, weakref.ref(group), backends, kinds)
+        return KnownGroup(key, self._table.slot(key, me), me, weakref.ref(group), backends)
 
     def release_destroyed(self) -> None:
         """Give back the slots of groups that were destroyed."""
