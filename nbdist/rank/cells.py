@@ -176,7 +176,7 @@ class CellRunner:
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
             if hasattr(sys, name):
                 delattr(sys, name)
-        self.recovery.lifeline.let_go_of_dead_groups()  # its frames may have held them
+        self.recovery.lifeline.end_remains()  # its frames may have held them
 
 
 def _failure_of(result: ExecutionResult | None) -> BaseException | None:

@@ -37,6 +37,7 @@ from nbdist.runtime.session_group import SessionGroup
 from nbdist.runtime.table import Table
 from nbdist.wire import AgentSpec, GroupCall
 
+TIDY_EVERY = 16  # agreements
 _RAISE = opcode.opmap["RAISE_VARARGS"]
 _BELOW = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))  # torch and nbdist
 
@@ -300,9 +301,14 @@ class Recovery:
         is_broken |= self._is_half_built or self.guard.mode == "off"
         is_broken |= self._has_received_from_any()
         outcome = self.guard.resync(self._meeting_store, meeting, is_broken=is_broken)
-        if not outcome.needs_rebuild:
+        if outcome.needs_rebuild:
+            self._rebuild(generation)
+        else:
             self.lifeline.reset_modules()
-            return
+        if self._rank == 0 and generation % TIDY_EVERY == 0:
+            self._meeting_store.tidy(self.lifeline.generation, generation)
+
+    def _rebuild(self, generation: int) -> None:
         self._is_half_built = True  # an interrupt may leave it so
         self.lifeline.rebuild(self._open_store(), generation)
         self._is_half_built = False

@@ -9,6 +9,10 @@ each broken one (`hooks` sends the calls there), so every object that holds the 
 DDP, FSDP2, meshes, DTensors, the user's handles. The next rebuild drops it, and with it go its
 threads and sockets: after any number of rebuilds a process has one dead backend a group, the first.
 
+The end of a gloo backend joins its threads, and one that was cut off may have a thread that is
+stuck until the group's timeout (see `waiting`). So nobody who drops a group may be the last to hold
+its backend: whoever cuts off a group keeps that, and a thread of its own ends it (`Remains`).
+
 An abort is a decision of the whole group, since every peer sees the connections end. It names the
 generation it means, and a late one is ignored.
 
@@ -32,10 +36,11 @@ from typing import Any
 
 from nbdist.errors import CollectiveAborted
 from nbdist.runtime import torch_private
-from nbdist.runtime.backends import KINDS, BackendKind, abort_watched, let_go
+from nbdist.runtime.backends import KINDS, BackendKind, abort_watched
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
 from nbdist.runtime.meeting import GroupRecipe, Meeting, MeetingStore, recipe_of
+from nbdist.runtime.remains import Remains
 from nbdist.runtime.sockets import (
     Sockets,
     all_sockets,
@@ -71,7 +76,7 @@ class Lifeline:
         self._store_sockets: Sockets = {}
         self._before: Sockets | None = None  # while a group or a store is being made
         self._connects_since = math.inf
-        self._dead: list[ProcessGroup] = []  # native groups that were replaced
+        self._remains = Remains()
         self._ddp_modules: weakref.WeakSet[Any] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
         self._waiting = Waiting(self.raise_if_aborted)
@@ -176,6 +181,7 @@ class Lifeline:
             if generation != self.generation:
                 return 0
             self._aborted = reason  # first: what ends because of us can be told from other errors
+            self._remains.keep_backends(self._hooks)
             if self._before is not None:
                 self._sockets |= new_sockets(self._before)
             sockets = self._sockets | self._store_sockets
@@ -183,7 +189,7 @@ class Lifeline:
         self._waiting.cut_off()
         for name, kind in self._kinds.items():
             if kind.abort is not None:
-                groups = map(self._hooks.in_use, torch_private.living_groups())
+                groups = torch_private.living_groups()
                 backends = [b for group in groups for b in torch_private.backends_of(group, name)]
                 abort_watched(kind.abort, backends, name)
         return num_shut
@@ -288,19 +294,16 @@ class Lifeline:
         for root in torch_private.fsdp_roots():
             torch_private.reset_fsdp(root)
 
-    def let_go_of_dead_groups(self) -> None:
-        """Drop the native groups that were replaced, where nobody has to wait for that.
+    def end_remains(self) -> None:
+        """End what is left of groups that were cut off and are gone; nobody has to wait for that.
 
         Called when nothing of the cells that used them is held any more, such as an error with its
-        frames. The last reference to a group joins gloo's threads, and one of them may be stuck
-        (`waiting`) until the group's timeout: dropped by the main thread, all of a rank would stand
-        still. The thread that drops them is a daemon: it ends with the group.
+        frames.
         """
-        if self._dead:
-            dead, self._dead = self._dead, []
-            let_go(dead, patience_s=0)
+        self._remains.end()
 
     def _begin(self, generation: int) -> None:
+        self._remains.keep_backends(self._hooks)
         with self._lock:
             self.generation = generation
             self._aborted = None
@@ -318,10 +321,7 @@ class Lifeline:
                 backend = self._kinds[name].make(store, group, timeout, connect)
             torch_private.add_backend(fresh, group, name, backend)
         torch_private.name_group(fresh, group)
-        before = self._hooks.in_use(group)
         self._hooks.stand_in(group, fresh)
-        if before is not group:
-            self._dead.append(before)
         torch_private.set_group_store(group, store)
 
     # Whose sockets these are --------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,9 @@ class StoreLike(Protocol):
 
     def check(self, keys: list[str]) -> bool:
         """Say whether all *keys* were written."""
+
+    def delete_key(self, key: str) -> bool:
+        """Forget *key*; say whether it was there."""
 
 
 class MeetingStore:
@@ -66,6 +70,15 @@ class MeetingStore:
         """Say whether all *keys* were written."""
         return self._ask(lambda store: store.check(keys))
 
+    def delete_key(self, key: str) -> bool:
+        """Forget *key*; say whether it was there."""
+        return self._ask(lambda store: store.delete_key(key))
+
+    def tidy(self, generation: int, number: int) -> None:
+        """Delete what groups older than *generation* and agreements before *number* have left."""
+        for key in left_over(self._ask(torch_private.keys_of), generation, number):
+            self.delete_key(key)
+
     def _ask(self, question: Callable[[StoreLike], Answer]) -> Answer:
         """Ask over the connection there is, over a new one where somebody was left in the old."""
         store, found = self._store, list[tuple[StoreLike, Answer]]()
@@ -81,6 +94,20 @@ class MeetingStore:
             raise
         self._store, answer = found[0]
         return answer
+
+
+def left_over(keys: Sequence[str], generation: int, number: int) -> list[str]:
+    """Return those of *keys* that nobody will read any more; pure.
+
+    Args:
+        keys: All of a store: the groups' (``gen3/0//cpu//0/1``), and the agreements'
+            (``settle/4/1``).
+        generation: Of the groups there are.
+        number: Of the latest agreement, which all ranks have reached.
+    """
+    firsts = {"gen": generation, "settle/": number}
+    numbered = ((key, re.match(r"(gen|settle/)(\d+)/", key)) for key in keys)
+    return [key for key, found in numbered if found and int(found[2]) < firsts[found[1]]]
 
 
 def wait_for_key(store: StoreLike, key: str, deadline: float, look: Callable[[], None]) -> bool:

@@ -370,7 +370,7 @@ def living_groups() -> list[ProcessGroup]:
     Those that were put aside are among them.
     """
     world = default_group()
-    groups = [group for group in _book("pg_map") if group is not world]
+    groups = [group for group in list(_book("pg_map")) if group is not world]
     return groups if world is None else [world, *groups]
 
 
@@ -492,7 +492,6 @@ def number_names(count: Callable[[tuple[int, ...]], int | None]) -> None:
 
 #: Methods that go to the backend of a group past the operators, with a device as argument.
 _BACKEND_METHODS = ("_get_backend", "_start_coalescing", "_end_coalescing")
-_get_own_backend: Any = ProcessGroup._get_backend  # of a group itself, whatever stands in for it
 
 
 def redirect_backends(in_use: Callable[[ProcessGroup], ProcessGroup]) -> None:
@@ -552,9 +551,9 @@ def name_group(fresh: ProcessGroup, group: ProcessGroup) -> None:
     fresh._set_group_desc(group.group_desc)
 
 
-def backends_of(group: ProcessGroup, name: str) -> list[Any]:
-    """Return the backend objects of *group* that are called *name*, each once."""
-    carried = [d for d, backend in group_backends(group).items() if backend == name]
+def backends_of(group: ProcessGroup, name: str | None = None) -> list[Any]:
+    """Return the backend objects in use for *group*, each once: all, or those called *name*."""
+    carried = [d for d, backend in group_backends(group).items() if name in (None, backend)]
     found = [group._get_backend(torch.device(device)) for device in carried]
     return list({id(backend): backend for backend in found}.values())
 
@@ -576,6 +575,11 @@ def make_nccl(store: Store, group: ProcessGroup, timeout: timedelta, _connect: t
 def open_store(host: str, port: int, timeout: timedelta) -> Store:
     """Connect to a TCPStore that another process keeps."""
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
+
+
+def keys_of(store: Any) -> list[str]:
+    """Return all keys of *store*; none where torch does not tell."""
+    return list(store.list_keys()) if hasattr(store, "list_keys") else []
 
 
 def first_device(group: ProcessGroup) -> torch.device:
@@ -636,14 +640,11 @@ class _Remembered:
         group: Returns it; ``None`` where it is a sub-group that nobody holds any more.
         entries: Those of torch's books.
         tags: Under which torch lists it.
-        backends: Those of a sub-group. They are held, so that whoever drops the group does not wait
-            for their threads.
     """
 
     group: Callable[[], ProcessGroup | None]
     entries: dict[str, Any]
     tags: list[str]
-    backends: list[Any]
 
 
 @dataclass(frozen=True)
@@ -696,22 +697,7 @@ def _remember(group: Any, *, is_world: bool) -> _Remembered:
         name: book[group] for name in _BOOKS if group in (book := getattr(c10d._world, name))
     }
     tags = [tag for tag, groups in getattr(c10d._world, _TAGS).items() if group in groups]
-    if is_world:
-        return _Remembered(lambda: group, entries, tags, [])
-    asked = (_get_own_backend, ProcessGroup._get_backend)  # its first one, and the one in use
-    backends = [ask(group, device) for device in group._device_types for ask in asked]
-    return _Remembered(weakref.ref(group), entries, tags, backends)
-
-
-def take_ended() -> list[Any]:
-    """Forget the groups put aside that nobody holds; return their backends, which still live."""
-    if _aside is None:
-        return []
-    ended = [put for put in _aside.groups if put.group() is None]
-    _aside.groups[:] = [put for put in _aside.groups if put.group() is not None]
-    for put in ended:
-        _native._unregister_process_group(put.entries["pg_names"])
-    return [backend for put in ended for backend in put.backends]
+    return _Remembered((lambda: group) if is_world else weakref.ref(group), entries, tags)
 
 
 def put_world_back() -> None:
@@ -720,11 +706,13 @@ def put_world_back() -> None:
     if _aside is None:
         return
     for put in _aside.groups:
-        if (group := put.group()) is not None:
-            for name, entry in put.entries.items():
-                getattr(c10d._world, name)[group] = entry
-            for tag in put.tags:
-                getattr(c10d._world, _TAGS).setdefault(tag, []).append(group)
+        if (group := put.group()) is None:
+            _native._unregister_process_group(put.entries["pg_names"])
+            continue
+        for name, entry in put.entries.items():
+            getattr(c10d._world, name)[group] = entry
+        for tag in put.tags:
+            getattr(c10d._world, _TAGS).setdefault(tag, []).append(group)
     c10d._world.comms.extend(_aside.communicators)
     c10d._update_default_pg(_aside.world)
     _aside = None

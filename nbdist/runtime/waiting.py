@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
-from weakref import WeakSet
 
 import torch
 
@@ -33,6 +32,7 @@ from nbdist.runtime import torch_private
 from nbdist.runtime.trace import entry_of
 
 SLICE_S = 0.05
+LOOK_S = 0.001
 GRACE_S = 0.02  # after an abort: the error of the call itself says more
 _SLICE = timedelta(seconds=SLICE_S)
 
@@ -50,9 +50,7 @@ class Waiting:
         self._undo: Callable[[], None] | None = None
         self.is_gloo_only = False
         self._idle: list[_Helper] = []
-        self._promised: WeakSet[torch.futures.Future[Any]] = WeakSet()
-        self._reducing: set[object] = set()  # native calls of DDP's reducer that are not over
-        self._has_reduced = threading.Condition()
+        self._reducing: dict[torch.futures.Future[Any], Any] = {}  # promises, with native calls
 
     def __repr__(self) -> str:
         return f"<Waiting {'in slices' if self._undo and self.is_gloo_only else 'natively'}>"
@@ -139,7 +137,7 @@ class Waiting:
         Raises:
             CollectiveAborted: The groups were cut off, and it has not noticed.
         """
-        self._do_apart(action, left, lambda answer: self._check(lambda: answer.wait(GRACE_S / 20)))
+        self._do_apart(action, left, lambda answer: self._check(lambda: answer.wait(LOOK_S)))
 
     def apart_from_groups(self, action: Callable[[], object]) -> None:
         """Do *action* likewise where it has nothing to do with groups: only a signal ends it."""
@@ -172,7 +170,7 @@ class Waiting:
             while not is_over():
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(GRACE_S / 20)
+                time.sleep(LOOK_S)
 
     # Waits of C++ -----------------------------------------------------------------------------
 
@@ -200,22 +198,17 @@ class Waiting:
     def _promise(self, work: Any) -> Any:
         """Return a future that ends as *work* does, or by `cut_off`."""
         promise: torch.futures.Future[Any] = torch.futures.Future()
-        self._promised.add(promise)
-        entry, token = entry_of(work), object()
+        entry = entry_of(work)
 
         def keep(done: Any) -> None:
-            entry.finish()
             try:
+                entry.finish()
                 _settle(promise, done.value())
-            except Exception as exc:  # noqa: BLE001 - passed on to who waits
+            except BaseException as exc:  # noqa: BLE001 - an interrupt, too: torch would swallow it
                 _settle(promise, exc)
-            finally:
-                with self._has_reduced:
-                    self._reducing.discard(token)
-                    self._has_reduced.notify_all()
+            self._reducing.pop(promise, None)
 
-        with self._has_reduced:
-            self._reducing.add(token)
+        self._reducing[promise] = work
         work.get_future().add_done_callback(keep)
         try:
             self._raise_if_aborted()  # `cut_off` may have been before us
@@ -229,21 +222,24 @@ class Waiting:
         After a step that failed they go on, and write into the buckets that the next one uses. One
         that was cut off may never end; it does not write any more, and is waited for only once.
         """
-        with self._has_reduced:
-            self._has_reduced.wait_for(lambda: not self._reducing, patience_s)
-            self._reducing.clear()
+        deadline = time.monotonic() + patience_s
+        while not all(work.is_completed() for work in list(self._reducing.values())):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(LOOK_S)
+        self._reducing.clear()
 
     def cut_off(self) -> None:
         """Let the waits of C++ end that have not, after a moment; any thread may call."""
         deadline = time.monotonic() + GRACE_S
-        while any(not promise.done() for promise in list(self._promised)):
+        while not all(promise.done() for promise in list(self._reducing)):
             if time.monotonic() > deadline:
                 break
-            time.sleep(GRACE_S / 20)
+            time.sleep(LOOK_S)
         try:
             self._raise_if_aborted()
         except Exception as exc:  # noqa: BLE001 - what it is, is what they get
-            for promise in list(self._promised):
+            for promise in list(self._reducing):
                 _settle(promise, exc)
 
 
@@ -256,7 +252,7 @@ def _settle(promise: Any, value: Any) -> None:
 def _value(promise: Any) -> Any:
     # `Future.set_exception` would hand C++ the exception as if it were the result.
     value = promise.value()
-    if isinstance(value, Exception):
+    if isinstance(value, BaseException):
         raise value
     return value
 

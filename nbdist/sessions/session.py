@@ -46,6 +46,7 @@ FREED_S = 2.0  # how long a death may take to free those who wait for the dead r
 SNAPSHOT_S = 1.0
 FIRST_ANSWER_S = 0.3
 ANSWER_ALL_S = 5.0  # how long ranks may take to answer over another controller
+ANSWER_ANY_S = 20.0  # while none has: it is the machine that is busy then, and not a rank
 NUMBERS_OF_A_KERNEL = 10**6  # of agreements; the next kernel of the session begins beyond
 
 RankSpec = str | int | Sequence[int] | None
@@ -370,8 +371,11 @@ class Session:
 
         _wait_a_moment(have_all_answered, ANSWER_ALL_S)
         if not answered and self.living_ranks:
+            _wait_a_moment(lambda: have_all_answered() or bool(answered), ANSWER_ANY_S)
+        if not answered and self.living_ranks:
             raise SessionError(
-                f"The ranks do not answer over the new controller after {ANSWER_ALL_S:.0f} s.\n"
+                "The ranks do not answer over the new controller after "
+                f"{ANSWER_ALL_S + ANSWER_ANY_S:.0f} s.\n"
                 "`%dist status` says what they do; `%dist recover` tries again."
             )
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 
+from nbdist.rank.recovery import TIDY_EVERY
 from nbdist.sessions.run import Run
 from nbdist.sessions.session import Session
 from tests.faults.driving import PROMPT_S
@@ -118,3 +119,18 @@ def test_a_rank_that_was_suspended_while_others_made_a_group_comes_back(session:
 
 def is_left_to(rank: int, run: Run) -> bool:
     return run.running_ranks == (rank,)
+
+
+def test_what_failures_leave_in_the_store_is_forgotten(session: Session) -> None:
+    call = "work = dist.barrier(async_op=True) if rank else None"
+    ask = (
+        "store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), "
+        "is_master=False)\n"
+        "sorted({key.split('/')[key.startswith('settle/')] for key in store.list_keys()})"
+    )
+    for _ in range(2 * TIDY_EVERY + 1):
+        finished(session, f"{call}\nif rank == 0: raise ValueError('the bug')\nwork.wait()")
+
+    [agreements_and_generations] = values(session, ask, 0)
+
+    assert 2 < len(agreements_and_generations) <= 2 * TIDY_EVERY + 2

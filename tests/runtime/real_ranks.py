@@ -165,7 +165,7 @@ class World:
         """Make the groups anew, as the engine does after an abort."""
         self.generation += 1
         self.num_meetings = 0
-        self.lifeline.let_go_of_dead_groups()  # those before: nothing holds them any more
+        self.lifeline.end_remains()
         self.lifeline.rebuild(self.open_store(), self.generation)
         self.guard.rebuilt()
 

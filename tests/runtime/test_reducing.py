@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
+import pytest
 import torch
 
+from nbdist.errors import CollectiveAborted
 from nbdist.runtime.waiting import Waiting
 
 
@@ -18,6 +23,9 @@ class NativeWork:
 
     def get_future(self) -> torch.futures.Future[Any]:
         return self.future
+
+    def is_completed(self) -> bool:
+        return self.future.done()
 
 
 def test_a_reset_waits_for_the_calls_that_still_write_into_the_buckets() -> None:
@@ -48,3 +56,44 @@ def test_one_that_never_ends_is_waited_for_only_once() -> None:
     waiting.let_reducers_end(1000)
 
     assert not promise.done()
+
+
+@pytest.mark.parametrize("step", range(15))
+def test_an_interrupt_in_our_own_bookkeeping_leaves_nobody_waiting(step: int) -> None:
+    """torch swallows what a callback raises, and it runs in the main thread where a call is over.
+
+    At each of its steps; those beyond its last one see no interrupt.
+    """
+    reasons: list[str] = []
+
+    def raise_if_aborted() -> None:
+        if reasons:
+            raise CollectiveAborted(reasons[0])
+
+    waiting, work = Waiting(raise_if_aborted), NativeWork()
+    work.future.set_result([torch.ones(1)])
+    promise = interrupted_at(step, lambda: waiting._promise(work))
+
+    reasons.append("The cell was stopped.")
+    waiting.cut_off()
+    waiting.let_reducers_end(1000)
+
+    assert promise.done()
+
+
+def interrupted_at(step: int, act: Callable[[], Any]) -> Any:
+    """Return what *act* returns, with an interrupt at line *step* of its callback."""
+    lines = iter(range(100))
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        if frame.f_code.co_name not in ("keep", "_settle"):
+            return trace
+        if event == "line" and next(lines) == step:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        return act()
+    finally:
+        sys.settrace(None)

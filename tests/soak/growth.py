@@ -93,10 +93,10 @@ BOUNDS = {
     ("other ranks", "descriptors"): Bound(2, 16),
     ("other ranks", "threads"): Bound(1, 8),
     ("other ranks", "memory, MB"): Bound(20, 40),
-    ("session folder", "files"): Bound(40, 10),
+    ("session folder", "files"): Bound(80, 20),  # one for each process that was a rank
     ("session folder", "size, MB"): Bound(80, 20),
     ("shared memory", "files"): Bound(0, 0),
-    ("shared memory", "size, MB"): Bound(0, 0.1),
+    ("shared memory", "size, MB"): Bound(0, 2),  # a page counts once a group has written there
 }
 
 
