@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from nbdist.rank.failures import is_cell
+from nbdist.rank.shell import RankDisplayHook
 
 
 def install() -> None:
@@ -22,11 +23,13 @@ def install() -> None:
         bdb.Bdb.canonic = _canonic  # type: ignore[method-assign]
         bdb.Bdb.get_stack = _users_stack  # type: ignore[method-assign,assignment]
         pdb.Pdb._cmdloop = _cmdloop  # type: ignore[method-assign]
+        pdb.Pdb.user_call = _user_call  # type: ignore[method-assign]
         pdb.Pdb.__init__ = _init  # type: ignore[method-assign]
 
 
 _canonic_of_file = bdb.Bdb.canonic
 _whole_stack = bdb.Bdb.get_stack
+_user_call_as_ever = pdb.Pdb.user_call
 _init_as_ever = pdb.Pdb.__init__
 
 
@@ -43,6 +46,16 @@ def _users_stack(
     names = [below.f_code.co_filename for below, _ in stack]
     first = next((i for i, name in enumerate(names) if is_cell(name)), 0)
     return stack[first:], max(0, index - first)
+
+
+def _user_call(self: Any, frame: FrameType, argument_list: None) -> None:
+    """Stop in the last line of a cell, and not in what is called then to show its value."""
+    caller = frame.f_back
+    is_last = frame.f_code is RankDisplayHook.__call__.__code__ and caller is not None
+    if is_last and self.stop_here(frame):
+        self.interaction(caller, None)
+    else:
+        _user_call_as_ever(self, frame, argument_list)
 
 
 def _cmdloop(self: pdb.Pdb) -> None:

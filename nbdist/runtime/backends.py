@@ -15,7 +15,6 @@ from nbdist.runtime.torch_private import ProcessGroup, Store
 logger = logging.getLogger(__name__)
 
 ABORT_TIMEOUT_S = 10.0
-END_PATIENCE_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,3 @@ def abort_watched(
     if thread.is_alive():
         logger.error("aborting %s has not ended after %s s", name, timeout_s)
     return not thread.is_alive()
-
-
-def let_go(natives: list[Any], patience_s: float = END_PATIENCE_S) -> None:
-    """Drop *natives*, groups or backends, in a thread of its own; wait *patience_s* for it.
-
-    The last reference joins gloo's threads: mostly at once, but one of them may be stuck until the
-    timeout of its group. The thread is a daemon: it ends with them.
-    """
-    if natives:
-        dropping = threading.Thread(target=natives.clear, name="nbdist-let-go", daemon=True)
-        dropping.start()
-        dropping.join(patience_s)

@@ -9,11 +9,11 @@ by torch, the user, a frame that ends, the collector. Here it waits in a daemon,
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
 from nbdist.runtime import torch_private
-from nbdist.runtime.backends import let_go
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.torch_private import ProcessGroup
 
@@ -44,4 +44,5 @@ class Remains:
         does; call this later than that.
         """
         while self._orphans:
-            let_go([self._orphans.pop()], patience_s=0)
+            held = [self._orphans.pop()]
+            threading.Thread(target=held.clear, name="nbdist-end-backend", daemon=True).start()

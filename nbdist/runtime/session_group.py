@@ -24,10 +24,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from nbdist.runtime import torch_private
-from nbdist.runtime.backends import let_go
 from nbdist.runtime.environment import LOOPBACK
 from nbdist.runtime.hooks import Hooks
 from nbdist.runtime.hooks import hooks as the_hooks
+from nbdist.runtime.remains import Remains
 
 _UNUSED = ("init_method", "store", "pg_options", "device_id")
 _NOTHING = (None, "", "env://")
@@ -113,6 +113,7 @@ class SessionGroup:
     ) -> None:
         self._say, self._store_address, self._timeout = say, store_address, timeout
         self._hooks = hooks
+        self._remains = Remains()
         self._undo: list[Callable[[], None]] = []
         self._is_forked = False
 
@@ -144,9 +145,10 @@ class SessionGroup:
         Returns:
             Whether it was destroyed.
         """
+        self._remains.end()
         if self._is_forked or not torch_private.is_world_aside():
             return False
-        self._come_back()
+        torch_private.put_world_back()
         self._say(f"destroy_process_group: {self._world()} is back for the next cell")
         return True
 
@@ -174,7 +176,7 @@ class SessionGroup:
                 "`dist.new_group` makes a group of some ranks; `%dist start` a session of another "
                 "size or backend."
             )
-        self._come_back()
+        torch_private.put_world_back()
         if asked.get("timeout") is not None:
             self._set_timeout(asked["timeout"])
         without = unused(asked)
@@ -187,16 +189,16 @@ class SessionGroup:
             if torch_private.is_world_aside() or (group is not None and group is not world):
                 original(group)
                 return
+            if self._is_forked:
+                torch_private.put_world_aside()
+                return
+            # Calls may be under way in a group that ends with this: nobody waits for them.
+            self._remains.keep_backends(self._hooks)
             torch_private.put_world_aside()
-            if not self._is_forked:
-                let_go(torch_private.take_ended())
-                self._set_timeout(self._timeout)
+            self._set_timeout(self._timeout)
+            self._remains.end()
 
         return destroy_process_group
-
-    def _come_back(self) -> None:
-        let_go(torch_private.take_ended())  # others were held by a function that has returned since
-        torch_private.put_world_back()
 
     def _set_timeout(self, timeout: timedelta) -> None:
         world = torch_private.living_groups()[0]

@@ -525,7 +525,6 @@ def number_names(count: Callable[[tuple[int, ...]], int | None]) -> None:
 
 #: Methods that go to the backend of a group past the operators, with a device as argument.
 _BACKEND_METHODS = ("_get_backend", "_start_coalescing", "_end_coalescing")
-_get_own_backend: Any = ProcessGroup._get_backend  # of a group itself, whatever stands in for it
 
 
 def redirect_backends(in_use: Callable[[ProcessGroup], ProcessGroup]) -> None:
@@ -674,14 +673,11 @@ class _Remembered:
         group: Returns it; ``None`` where it is a sub-group that nobody holds any more.
         entries: Those of torch's books.
         tags: Under which torch lists it.
-        backends: Those of a sub-group. They are held, so that whoever drops the group does not wait
-            for their threads.
     """
 
     group: Callable[[], ProcessGroup | None]
     entries: dict[str, Any]
     tags: list[str]
-    backends: list[Any]
 
 
 @dataclass(frozen=True)
@@ -734,22 +730,7 @@ def _remember(group: Any, *, is_world: bool) -> _Remembered:
         name: book[group] for name in _BOOKS if group in (book := getattr(c10d._world, name))
     }
     tags = [tag for tag, groups in getattr(c10d._world, _TAGS).items() if group in groups]
-    if is_world:
-        return _Remembered(lambda: group, entries, tags, [])
-    asked = (_get_own_backend, ProcessGroup._get_backend)  # its first one, and the one in use
-    backends = [ask(group, device) for device in group._device_types for ask in asked]
-    return _Remembered(weakref.ref(group), entries, tags, backends)
-
-
-def take_ended() -> list[Any]:
-    """Forget the groups put aside that nobody holds; return their backends, which still live."""
-    if _aside is None:
-        return []
-    ended = [put for put in _aside.groups if put.group() is None]
-    _aside.groups[:] = [put for put in _aside.groups if put.group() is not None]
-    for put in ended:
-        _native._unregister_process_group(put.entries["pg_names"])
-    return [backend for put in ended for backend in put.backends]
+    return _Remembered((lambda: group) if is_world else weakref.ref(group), entries, tags)
 
 
 def put_world_back() -> None:
@@ -758,11 +739,13 @@ def put_world_back() -> None:
     if _aside is None:
         return
     for put in _aside.groups:
-        if (group := put.group()) is not None:
-            for name, entry in put.entries.items():
-                getattr(c10d._world, name)[group] = entry
-            for tag in put.tags:
-                getattr(c10d._world, _TAGS).setdefault(tag, []).append(group)
+        if (group := put.group()) is None:
+            _native._unregister_process_group(put.entries["pg_names"])
+            continue
+        for name, entry in put.entries.items():
+            getattr(c10d._world, name)[group] = entry
+        for tag in put.tags:
+            getattr(c10d._world, _TAGS).setdefault(tag, []).append(group)
     c10d._world.comms.extend(_aside.communicators)
     c10d._update_default_pg(_aside.world)
     _aside = None

@@ -72,6 +72,8 @@ if rank == 1:
     time.sleep(600)
 dist.all_reduce(torch.ones(1), async_op=True).wait()"""
 
+ASK = "input('go on? ')"
+
 DIE = "import os\nif rank == 1: os.kill(os.getpid(), 9)"
 
 
@@ -111,14 +113,17 @@ def hopeless(visit: Visit) -> list[Reading]:
 
 
 def stopped(visit: Visit) -> list[Reading]:
-    """Press the stop button a second into a cell in which all but one wait natively."""
+    """Press the stop button a second into a cell: in a native call, and at a prompt."""
 
-    def once() -> float:
+    def once(code: str) -> float:
         pressed = threading.Timer(1.0, visit.kernel.interrupt)
         pressed.start()
-        return visit.kernel.run(visit.peer.cell(STUCK)).duration_s - 1.0
+        return visit.kernel.run(visit.peer.cell(code), can_ask=True).duration_s - 1.0
 
-    return [visit.reading("stopped", [once() for _ in range(NUM_TIMES)])]
+    return [
+        visit.reading("stopped", [once(STUCK) for _ in range(NUM_TIMES)]),
+        visit.reading("stopped_prompt", [once(ASK) for _ in range(NUM_TIMES)]),
+    ]
 
 
 def recovered(visit: Visit) -> list[Reading]:

@@ -90,14 +90,19 @@ class Kernel:
         self._client.start_channels()
         self._client.wait_for_ready(timeout=START_TIMEOUT_S)
 
-    def run(self, code: str, *, timeout_s: float = 60.0) -> CellRun:
+    def run(self, code: str, *, timeout_s: float = 60.0, can_ask: bool = False) -> CellRun:
         """Run one cell to its end.
+
+        Args:
+            code: Its source.
+            timeout_s: How long to wait for the end.
+            can_ask: Let it ask the user, who never answers.
 
         Raises:
             CellTimeout: It was not over after *timeout_s*.
         """
         listener = Listener(self._client)
-        listener.parent = self._client.execute(code, allow_stdin=False, stop_on_error=False)
+        listener.parent = self._client.execute(code, allow_stdin=can_ask, stop_on_error=False)
         try:
             return listener.listen(timeout_s)
         except TimeoutError:

@@ -316,7 +316,10 @@ MEASURES = {
     ),
     "stopped": Measure(
         failures.stopped,
-        (Row("stopped", "stop button until the prompt is back", "ms", MILLI, (Budget(1000.0),)),),
+        (
+            Row("stopped", "stop button until the prompt is back", "ms", MILLI, (Budget(1000.0),)),
+            Row("stopped_prompt", "the same while a rank asks", "ms", MILLI, (Budget(1000.0),)),
+        ),
     ),
     "recovered": Measure(
         failures.recovered,

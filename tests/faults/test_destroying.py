@@ -300,18 +300,19 @@ def living():
 def used():
     return len(os.listdir("/proc/self/task")) + len(os.listdir("/proc/self/fd"))
 """
-A_GROUP = 8  # threads and files, about: those of one alone
+A_GROUP = 8  # threads and files of one, about
 
 
 def test_groups_that_nobody_holds_end_with_the_world(shop: Workshop) -> None:
-    shop.ends(shop.run(f"{LEAVES}\nscript()")).raise_failure()
-    [before, *_] = values(shop.session, "used()")
+    shop.ends(shop.run(LEAVES)).raise_failure()
+    before = max(values(shop.session, "used()"))
 
     for _ in range(3):
         shop.ends(shop.run("script()\nscript()")).raise_failure()
 
     assert values(shop.session, "living()") == [0] * 3
-    assert values(shop.session, "used()")[0] == before
+    few = before + 2 * A_GROUP  # of 18 that were made
+    wait_until(lambda: max(values(shop.session, "used()")) < few, "threads and files to be gone")
 
 
 def test_a_group_that_somebody_holds_works_on_until_it_is_let_go(shop: Workshop) -> None:

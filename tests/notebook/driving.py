@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -33,8 +33,24 @@ from tests.processes import processes_marked
 
 MARK = "NBDIST_TEST_KERNEL"
 PATIENCE_S = 50.0
+WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 
 Content = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the kernel has said of itself.
+
+    Attributes:
+        state: ``busy`` or ``idle``.
+        about: Id of the message that it was busy with.
+        at: When it came here, on the monotonic clock.
+    """
+
+    state: str
+    about: str
+    at: float
 
 
 @dataclass(frozen=True)
@@ -86,18 +102,33 @@ class RunningCell:
         cells: All cells that were sent through *client*, by the id of their message: whoever asks
             first takes in what belongs to the others as well.
         answers: What the user types.
+        statuses: Takes all that the kernel says of itself meanwhile.
+        message_id: Of the cell.
     """
 
     def __init__(
-        self, client: BlockingKernelClient, cells: dict[str, RunningCell], answers: Sequence[str]
+        self,
+        client: BlockingKernelClient,
+        cells: dict[str, RunningCell],
+        answers: Sequence[str],
+        statuses: list[Status],
+        message_id: str = "",
     ) -> None:
         self._client = client
         self._cells = cells
+        self._statuses = statuses
         self._answers = list(answers)
         self._outputs: list[tuple[str, Content]] = []
         self._reply: Content = {}
         self._is_idle = False
-        self._begin = time.monotonic()
+        self.message_id = message_id
+        self.began = time.monotonic()
+
+    @property
+    def widget(self) -> str:
+        """The id of the widget that is shown."""
+        [content] = [content for kind, content in self._outputs if kind == "display_data"]
+        return str(content["data"][WIDGET_MIME]["model_id"])
 
     def until_shown(self, text: str, *, timeout_s: float = PATIENCE_S) -> None:
         """Return when *text* has reached the page, printed or in a widget."""
@@ -113,11 +144,18 @@ class RunningCell:
             if next(messages, self) is self:
                 raise AssertionError(f"the cell ended without asking: {self._outputs}")
 
+    def until_said(self, told: Callable[[list[Status]], bool], *, timeout_s: float = 10) -> None:
+        """Return when *told* is true of what the kernel has said of itself so far."""
+        messages = self._messages(timeout_s)
+        while not told(self._statuses):
+            if next(messages, self) is self:
+                raise AssertionError(f"the cell ended before: {self._statuses}")
+
     def finish(self, *, timeout_s: float = PATIENCE_S) -> Cell:
         """Return the cell when both its reply and the kernel's "idle" are here."""
         for _ in self._messages(timeout_s):
             pass
-        duration_s = time.monotonic() - self._begin
+        duration_s = time.monotonic() - self.began
         return Cell(self._reply["status"], tuple(self._outputs), self._reply, duration_s)
 
     def _messages(self, timeout_s: float) -> Iterator[None]:
@@ -140,9 +178,16 @@ class RunningCell:
             for channel in channels:
                 if channel.socket in ready:
                     message = channel.get_msg(timeout=1)
+                    self._note_status(message)
                     if cell := self._cells.get(message["parent_header"].get("msg_id")):
                         cell._take(message)
                     yield
+
+    def _note_status(self, message: Mapping[str, Any]) -> None:
+        if message["header"]["msg_type"] == "status":
+            about = str(message["parent_header"].get("msg_id"))
+            state = message["content"]["execution_state"]
+            self._statuses.append(Status(state, about, time.monotonic()))
 
     def _take(self, message: Mapping[str, Any]) -> None:
         kind, content = message["header"]["msg_type"], message["content"]
@@ -181,6 +226,7 @@ class Notebook:
 
     def _connect(self) -> None:
         self._cells: dict[str, RunningCell] = {}
+        self.statuses: list[Status] = []
         self._client: BlockingKernelClient = self._manager.client()
         self._client.start_channels()
         self._client.wait_for_ready(timeout=PATIENCE_S)
@@ -218,14 +264,15 @@ class Notebook:
         }
         metadata = {"cellId": str(uuid.uuid4())} if page else {}
         message = client.session.msg("execute_request", content, metadata=metadata)
-        running = RunningCell(client, self._cells, answers or ())
-        self._cells[message["header"]["msg_id"]] = running
+        message_id = message["header"]["msg_id"]
+        running = RunningCell(client, self._cells, answers or (), self.statuses, message_id)
+        self._cells[message_id] = running
         client.shell_channel.send(message)
         return running
 
     def value(self, expression: str) -> Any:
         """Return the value of *expression*, a literal, in the kernel; it leaves no trace there."""
-        running = RunningCell(self._client, self._cells, ())
+        running = RunningCell(self._client, self._cells, (), self.statuses)
         message_id = self._client.execute(
             "", silent=True, store_history=False, user_expressions={"it": expression}
         )
@@ -234,6 +281,21 @@ class Notebook:
         found = cell.reply["user_expressions"]["it"]
         assert found["status"] == "ok", found
         return ast.literal_eval(found["data"]["text/plain"])
+
+    def open_subshell(self) -> str:
+        """Ask for the thread that a page has its messages answered in; return its id."""
+        channel = self._client.control_channel
+        channel.send(self._client.session.msg("create_subshell_request", {}))
+        reply = channel.get_msg(timeout=PATIENCE_S)
+        return str(reply["content"]["subshell_id"])
+
+    def say_to_widget(self, model_id: str, content: Content, subshell: str) -> str:
+        """Say *content* to a widget's other half in the kernel; return the id of the message."""
+        data = {"method": "custom", "content": content}
+        message = self._client.session.msg("comm_msg", {"comm_id": model_id, "data": data})
+        message["header"]["subshell_id"] = subshell
+        self._client.shell_channel.send(message)
+        return str(message["header"]["msg_id"])
 
     def answer(self, text: str) -> None:
         """Type *text* at the prompt that is open."""

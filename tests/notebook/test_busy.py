@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nbdist.notebook.busy import kept_busy
+from tests.notebook.driving import WIDGET_MIME, Notebook, Status
 
 CELL = {"header": {"msg_id": "cell"}}
 OF_A_PAGE = {"header": {"msg_id": "of a page"}}
@@ -78,3 +80,35 @@ def test_a_terminal_and_another_thread_need_nothing(kernel: Kernel) -> None:
     thread.join()
 
     assert kernel.said == [("idle", "of a page")]
+
+
+@pytest.mark.ranks
+def test_a_page_that_talks_to_a_running_cell_leaves_the_kernel_busy() -> None:
+    """Real kernel and ranks; the page's half of the live view is played here."""
+    with Notebook(env={"NBDIST_LIVE": "widget"}) as notebook:
+        assert notebook.run("%load_ext nbdist").status == "ok"
+        assert notebook.run("%dist start -n 2 device=cpu").status == "ok"
+        subshell = notebook.open_subshell()
+        running = notebook.begin("%%dist\nwhile True: pass", page=True)
+        running.until_shown(WIDGET_MIME)
+
+        hellos = [
+            notebook.say_to_widget(running.widget, {"kind": "hello", "page": str(number)}, subshell)
+            for number in range(5)
+        ]
+        running.until_said(lambda said: sum(is_idle_about(hellos, one) for one in said) == 5)
+        running.until_said(lambda said: said[-1].state == "busy")
+        notebook.interrupt()
+        cell = running.finish()
+
+    assert cell.status == "error"
+    [*statuses, last] = [one for one in notebook.statuses if one.at >= running.began]
+    assert (last.state, last.about) == ("idle", running.message_id)
+    for said, then in pairwise(statuses):
+        if is_idle_about(hellos, said):
+            assert (then.state, then.about) == ("busy", running.message_id)
+    assert not any(one.state == "idle" and one.about == running.message_id for one in statuses)
+
+
+def is_idle_about(messages: list[str], said: Status) -> bool:
+    return said.state == "idle" and said.about in messages

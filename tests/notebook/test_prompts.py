@@ -144,6 +144,15 @@ def test_a_stop_at_a_prompt_lets_go_of_the_frame(notebook: Notebook) -> None:
 # What pdb shows -----------------------------------------------------------------------------------
 
 
+def test_a_breakpoint_in_the_last_line_stops_there(notebook: Notebook) -> None:
+    cell = notebook.run("%%dist 1\nbatch = 17\nbreakpoint()", answers=["p batch", "w", "c"])
+
+    assert cell.status == "ok", cell
+    assert "-> breakpoint()" in cell.streams
+    assert "[rank1] 17" in cell.streams
+    assert "nbdist" not in cell.streams.replace("%dist", "")
+
+
 def test_pdb_shows_the_lines_of_the_cell_and_the_frames_of_the_user(notebook: Notebook) -> None:
     cell = notebook.run(
         "%%dist 0\ndef f():\n    number = 5\n    breakpoint()\n    return number\nf()",

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 HERE = Path(__file__).parent
 PATIENCE_S = 50.0
@@ -32,11 +32,13 @@ FREED_MS = 5_000
 Facts = dict[str, Any]
 
 
-def run_ranks(script: str, case: str, num_ranks: int) -> list[Facts]:
-    """Run *case* of *script*; return what each rank said, by rank."""
+def run_ranks(
+    script: str, case: str, num_ranks: int, *, patience_s: float = PATIENCE_S
+) -> list[Facts]:
+    """Run *case* of *script* for at most *patience_s*; return what each rank said, by rank."""
     env = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(HERE / script), case, str(num_ranks)],
+        [sys.executable, "-W", "ignore", str(HERE / script), case, str(num_ranks), str(patience_s)],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -44,7 +46,7 @@ def run_ranks(script: str, case: str, num_ranks: int) -> list[Facts]:
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=PATIENCE_S + 8)
+        out, err = process.communicate(timeout=patience_s + 8)
     finally:
         with contextlib.suppress(ProcessLookupError):  # the ranks are in its process group
             os.killpg(process.pid, signal.SIGKILL)
@@ -230,15 +232,14 @@ def main(functions: Mapping[str, Any]) -> None:
     """
     if sys.argv[1] == "fresh":
         rank, size, port = map(int, sys.argv[2:5])
-        functions["fresh"](World(rank, size, port, Path(sys.argv[5])))
-        return
+        end_after(lambda: functions["fresh"](World(rank, size, port, Path(sys.argv[5]))))
     import torch.distributed as dist
 
     import nbdist.runtime.rescue  # noqa: F401 - imported to be there after the fork
     from nbdist.runtime.table import Table
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    case, size = sys.argv[1], int(sys.argv[2])
+    case, size, deadline = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
     with tempfile.TemporaryDirectory(prefix="nbd-") as name:
         folder = Path(name)
         Table.create(folder / "table", size).close()
@@ -246,25 +247,34 @@ def main(functions: Mapping[str, Any]) -> None:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         (folder / "port.part").write_text(str(store.port))
         (folder / "port.part").rename(folder / "port")
-        codes = [wait_for(pid) for pid in pids]
+        codes = [wait_for(pid, deadline) for pid in pids]
     if functions[case].__dict__.get("expected_codes", [0] * size) != codes:
         sys.exit(f"the ranks ended with {codes}")
 
 
 def fork(function: Callable[[World], None], rank: int, size: int, folder: Path) -> int:
     pid = os.fork()
-    if pid:
-        return pid
-    code = 1
+    if pid == 0:
+        end_after(lambda: be_rank(function, rank, size, folder))
+    return pid
+
+
+def be_rank(function: Callable[[World], None], rank: int, size: int, folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if we run in the background
+    while not (folder / "port").exists():
+        time.sleep(0.002)
+    world = World(rank, size, int((folder / "port").read_text()), folder)
+    function(world)
+    world.say(rank=rank)
+    os.write(1, (json.dumps(world.facts) + "\n").encode())
+    world.meet()
+
+
+def end_after(run: Callable[[], None]) -> NoReturn:
+    """End this process as soon as *run* is over: at an ordinary end it would wait for its peers."""
+    code = 1
     try:
-        while not (folder / "port").exists():
-            time.sleep(0.002)
-        world = World(rank, size, int((folder / "port").read_text()), folder)
-        function(world)
-        world.say(rank=rank)
-        os.write(1, (json.dumps(world.facts) + "\n").encode())
-        world.meet()
+        run()
         code = 0
     except BaseException:  # noqa: BLE001 - the edge of a process
         traceback.print_exc()
@@ -272,8 +282,7 @@ def fork(function: Callable[[World], None], rank: int, size: int, folder: Path) 
         os._exit(code)
 
 
-def wait_for(pid: int) -> int:
-    deadline = time.monotonic() + PATIENCE_S
+def wait_for(pid: int, deadline: float) -> int:
     while time.monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:

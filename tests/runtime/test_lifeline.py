@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from nbdist.runtime.backends import abort_together, abort_watched, let_go
+from nbdist.runtime.backends import abort_together, abort_watched
 from nbdist.runtime.lifeline import Lifeline
 from nbdist.runtime.meeting import in_order
 from tests.runtime.real_ranks import FREED_MS, cases, run_ranks
-from tests.waiting import wait_until
 
 SCRIPT = "lifeline_script.py"
 
@@ -66,28 +65,6 @@ def test_an_abort_that_hangs_is_left_behind() -> None:
 
     assert not is_over
     assert abort_watched(lambda _: None, [], "nccl", timeout_s=5)
-
-
-class StuckGroup:
-    """Cannot be dropped before it may end."""
-
-    def __init__(self, may_end: threading.Event, ended: list[str]) -> None:
-        self._may_end, self._ended = may_end, ended
-
-    def __del__(self) -> None:
-        self._may_end.wait(10)
-        self._ended.append("dropped")
-
-
-def test_nobody_waits_long_for_a_group_that_cannot_be_dropped() -> None:
-    may_end, ended = threading.Event(), list[str]()
-
-    let_go([StuckGroup(may_end, ended)], patience_s=0.01)
-    was_stuck = not ended
-    may_end.set()
-
-    wait_until(lambda: ended, "the group to be dropped")
-    assert was_stuck
 
 
 def test_an_abort_of_another_generation_is_ignored() -> None:

@@ -43,7 +43,7 @@ def test_who_destroys_a_group_that_was_cut_off_does_not_end_its_backend() -> Non
     remains.end()
 
     wait_until(lambda: ended_in, "the backend to be ended")
-    assert ended_in == ["nbdist-let-go"]
+    assert ended_in == ["nbdist-end-backend"]
 
 
 def test_the_backend_of_a_group_that_is_there_is_kept() -> None:
