@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -24,9 +25,6 @@ class RankLog:
         self._held = b""  # what a secret may begin with
         self._max_bytes = max_bytes // 2
         self._lock = threading.Lock()
-        self._open()
-
-    def _open(self) -> None:
         self._fd = private.append_file(self.path)
         self._size_bytes = os.fstat(self._fd).st_size
 
@@ -42,8 +40,17 @@ class RankLog:
             try:
                 self._size_bytes += os.write(self._fd, data)
                 if self._size_bytes > self._max_bytes:
-                    self.path.rename(f"{self.path}.old")
-                    os.close(self._fd)
-                    self._open()
+                    self._begin_anew()
             except OSError:
                 return
+
+    def _begin_anew(self) -> None:
+        """Go on in a fresh file; the one there is becomes the old one.
+
+        The stop button may end this anywhere: there is a file to write to at any time.
+        """
+        with contextlib.suppress(FileNotFoundError):  # it was ended behind this step before
+            self.path.rename(f"{self.path}.old")
+        full, self._fd = self._fd, private.append_file(self.path)
+        self._size_bytes = 0
+        os.close(full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
 import threading
@@ -16,6 +17,7 @@ from nbdist.rank.logs import RankLog
 from nbdist.rank.outputs import RankStream, Recorder, display_from, merge_text, scalar_of
 from nbdist.rank.secrets import Secrets
 from nbdist.wire import Clear, Display, Dropped, Output, Text
+from tests.interrupting import interrupted_at
 from tests.waiting import wait_until
 
 LOG_BYTES = 10_000
@@ -459,6 +461,20 @@ def test_the_log_keeps_the_end_within_its_bound(tmp_path: Path) -> None:
     assert kept.endswith("line 0199\n")
     assert kept.splitlines() == [f"line {i:04}" for i in range(200 - len(kept) // 10, 200)]
     assert oct((tmp_path / "log").stat().st_mode & 0o777) == "0o600"
+
+
+@pytest.mark.parametrize("step", range(7))
+def test_a_log_that_is_interrupted_on_its_way_to_another_file_goes_on(
+    tmp_path: Path, step: int
+) -> None:
+    log = RankLog(tmp_path / "log", 100)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        interrupted_at(step, ["_begin_anew"], lambda: log.write(b"x" * 51))
+    log.write(b"after\n")
+    log.close()
+
+    assert b"after" in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
 # Secrets -----------------------------------------------------------------------------------------

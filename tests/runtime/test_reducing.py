@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 
 from nbdist.errors import CollectiveAborted
 from nbdist.runtime.waiting import Waiting
+from tests.interrupting import interrupted_at
 
 
 class NativeWork:
@@ -72,28 +70,10 @@ def test_an_interrupt_in_our_own_bookkeeping_leaves_nobody_waiting(step: int) ->
 
     waiting, work = Waiting(raise_if_aborted), NativeWork()
     work.future.set_result([torch.ones(1)])
-    promise = interrupted_at(step, lambda: waiting._promise(work))
+    promise = interrupted_at(step, ["keep", "_settle"], lambda: waiting._promise(work))
 
     reasons.append("The cell was stopped.")
     waiting.cut_off()
     waiting.let_reducers_end(1000)
 
     assert promise.done()
-
-
-def interrupted_at(step: int, act: Callable[[], Any]) -> Any:
-    """Return what *act* returns, with an interrupt at line *step* of its callback."""
-    lines = iter(range(100))
-
-    def trace(frame: FrameType, event: str, _argument: object) -> Any:
-        if frame.f_code.co_name not in ("keep", "_settle"):
-            return trace
-        if event == "line" and next(lines) == step:
-            raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        return act()
-    finally:
-        sys.settrace(None)
