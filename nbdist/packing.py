@@ -28,6 +28,7 @@ from nbdist.pushing import Definitions, RankNamespace
 from nbdist.sizes import describe_size
 
 INLINE_BYTES = 64 * 2**10  # what is larger goes through a file on one host
+_DRAFT = ".part"
 _NAMESPACE = "namespace"  # as a persistent id, beside the numbers of tensors
 MakeTensor = Callable[["TensorBytes"], Any]
 
@@ -70,15 +71,26 @@ class ValueFolder:
     Args:
         shared: A private folder in shared memory, or again *spill*.
         spill: A folder on disk, for when shared memory is too small.
+        writer: Who writes here: ``rank3``. With *request* it tells files apart of which nobody
+            knows because their writer was killed.
+        request: What asks for the values.
     """
 
-    def __init__(self, shared: Path, spill: Path) -> None:
+    def __init__(
+        self, shared: Path, spill: Path, writer: str = "notebook", request: str = "-"
+    ) -> None:
         self._shared = shared
         self._spill = spill
+        self._writer, self._request = writer, request
+
+    def asked_by(self, request: str) -> ValueFolder:
+        """Return the same folder, for the values that *request* asks for."""
+        return ValueFolder(self._shared, self._spill, self._writer, request)
 
     def write(self, data: memoryview) -> Path:
         """Write *data* to a new file, readable by this user only: a draft, until `keep`."""
-        path = self.for_size(data.nbytes) / f"{secrets.token_hex(8)}{_draft_ending(os.getpid())}"
+        name = f"{secrets.token_hex(8)}.{self._writer}.{self._request}{_DRAFT}"
+        path = self.for_size(data.nbytes) / name
         fd = private.create_file(path)
         try:
             rest = data.cast("B")  # written, not mapped: a full /dev/shm is an error, not a SIGBUS
@@ -100,11 +112,19 @@ class ValueFolder:
         """Give the files of a whole value the names by which they are asked for."""
         return tuple(draft.rename(_without_ending(draft)) for draft in drafts)
 
-    def discard_drafts(self, pid: int) -> None:
-        """Delete what process *pid*, which has ended, was writing: nobody will ever ask for it."""
+    def discard_drafts(self, writer: str) -> None:
+        """Delete what *writer*, which has ended, was writing: nobody will ever ask for it."""
+        self._discard(f"*.{writer}.*{_DRAFT}")
+
+    def discard_values(self, writer: str, request: str) -> None:
+        """Delete what *writer*, which has ended, has written for *request* and not told of."""
+        self._discard(f"*.{writer}.{request}")
+        self._discard(f"*.{writer}.{request}{_DRAFT}")
+
+    def _discard(self, pattern: str) -> None:
         for folder in {self._shared, self._spill}:
-            for draft in folder.glob(f"*{_draft_ending(pid)}"):
-                draft.unlink(missing_ok=True)
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def for_size(self, size_bytes: int) -> Path:
         """Return the folder that has room for so many bytes."""
@@ -133,12 +153,13 @@ class ValueFolder:
             os.close(fd)
 
 
-def _draft_ending(pid: int) -> str:
-    return f".{pid}.part"
+def writer_name(rank: int) -> str:
+    """Return what *rank* is called as the writer of values."""
+    return f"rank{rank}"
 
 
 def _without_ending(draft: Path) -> Path:
-    return draft.with_name(draft.name.partition(".")[0])
+    return draft.with_name(draft.name.removesuffix(_DRAFT))
 
 
 def pack(

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbdist.errors import TransferError
-from nbdist.packing import INLINE_BYTES, ValueFolder, pack, unpack
+from nbdist.packing import INLINE_BYTES, ValueFolder, pack, unpack, writer_name
 from nbdist.rank.values import make_tensor
 from nbdist.sessions.values import FLOAT8, RankTensor, float8_table, tensor_from
 
@@ -359,18 +359,31 @@ def test_a_file_outside_of_the_session_is_never_read(folder: ValueFolder, tmp_pa
     assert (tmp_path / "secret").exists()
 
 
-def test_what_a_killed_process_was_writing_is_told_apart_and_deleted(
-    folder: ValueFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = pack(torch.zeros(2**16), folder)
-    others = folder.write(memoryview(b"of another process"))
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "getpid", lambda: 4711)
-        folder.write(memoryview(b"half"))
+def of_rank(folder: ValueFolder, rank: int, request: str) -> ValueFolder:
+    return ValueFolder(folder._shared, folder._spill, writer_name(rank)).asked_by(request)
 
-    folder.discard_drafts(4711)
+
+def test_what_a_killed_rank_was_writing_is_told_apart_and_deleted(folder: ValueFolder) -> None:
+    whole = pack(torch.zeros(2**16), of_rank(folder, 1, "s-0.4"))
+    others = of_rank(folder, 11, "s-0.4").write(memoryview(b"of another rank"))
+    of_rank(folder, 1, "s-0.4").write(memoryview(b"half"))
+
+    folder.discard_drafts("rank1")
 
     assert sorted(files_in(folder)) == sorted([*whole.files, others])
+
+
+def test_what_a_killed_rank_had_for_one_request_is_deleted(folder: ValueFolder) -> None:
+    pack(torch.zeros(2**16), of_rank(folder, 1, "s-0.4"))
+    of_rank(folder, 1, "s-0.4").write(memoryview(b"half"))
+    others = [
+        *pack(torch.zeros(2**16), of_rank(folder, 1, "s-0.41")).files,
+        *pack(torch.zeros(2**16), of_rank(folder, 0, "s-0.4")).files,
+    ]
+
+    folder.discard_values("rank1", "s-0.4")
+
+    assert sorted(files_in(folder)) == sorted(others)
 
 
 @pytest.mark.parametrize("how", ["open", "linked", "named twice", "a pipe"])

@@ -38,7 +38,7 @@ from typing import Any, NoReturn
 
 from nbdist import private, processes
 from nbdist.folder import SessionFolder
-from nbdist.packing import ValueFolder
+from nbdist.packing import ValueFolder, writer_name
 from nbdist.processes import exit_words
 from nbdist.rank import minder
 from nbdist.rank.children import (
@@ -543,7 +543,7 @@ class Agent:
         if not is_told:
             self._free_peers(rank, code)
         self._do(self._drain, rank, process)
-        self._do(self._values.discard_drafts, process.identity.pid)
+        self._do(self._values.discard_drafts, writer_name(rank))
         for end in (process.channel, process.report):
             if end.fileno() in self._selector.get_map():
                 self._selector.unregister(end)

@@ -147,7 +147,9 @@ class CellRunner:
         if request.want_value and status == "ok":
             try:
                 packed = packing.pack(
-                    result.result if result else None, folder, max_bytes=request.max_value_bytes
+                    result.result if result else None,
+                    folder.asked_by(request.cell_id),
+                    max_bytes=request.max_value_bytes,
                 )
                 value, buffers = packed.header, packed.buffers
             except Exception as exc:  # noqa: BLE001 - a value that cannot travel fails the -o, not the rank

@@ -84,7 +84,7 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         self.recorder = recorder
         self.interrupts = interrupts
         self.inputs = inputs
-        self.folder = values.value_folder(folder)
+        self.folder = values.value_folder(folder, recovery.guard.rank)
         self.recovery = recovery
         self.journal = journal
         self.is_fresh = False
@@ -153,7 +153,8 @@ class RankKernel(IPythonParallelKernel):  # type: ignore[misc]
         views = [memoryview(buffer) for buffer in buffers]
         if content["action"] == "pull":
             value = eval(content["expression"], namespace)  # noqa: S307 - the user's own code
-            packed = packing.pack(value, self.folder, max_bytes=content["max_bytes"])
+            folder = self.folder.asked_by(content["cell_id"])
+            packed = packing.pack(value, folder, max_bytes=content["max_bytes"])
             return {"status": "ok", "value": packed.header}, packed.buffers
         namespace.update(
             packing.unpack(

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from nbdist.folder import SessionFolder
-from nbdist.packing import TensorBytes, ValueFolder
+from nbdist.packing import TensorBytes, ValueFolder, writer_name
 
 
-def value_folder(folder: SessionFolder) -> ValueFolder:
-    """Return where large values of this session lie on their way."""
-    return ValueFolder(folder.shared_memory(), folder.path)
+def value_folder(folder: SessionFolder, rank: int) -> ValueFolder:
+    """Return where large values of *rank* lie on their way."""
+    return ValueFolder(folder.shared_memory(), folder.path, writer_name(rank))
 
 
 def make_tensor(source: TensorBytes) -> torch.Tensor:

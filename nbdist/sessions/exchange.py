@@ -125,6 +125,10 @@ class Exchange:
             for path in packed.files:
                 path.unlink(missing_ok=True)
 
+    def discard(self, request_id: str, rank: int) -> None:
+        """Delete the values that *rank* had for a request when it died, and had not told of."""
+        self._folder.discard_values(packing.writer_name(rank), request_id)
+
     def unpack(self, header: Mapping[str, Any], buffers: list[memoryview]) -> Any:
         """Return the value that came as *header* and *buffers*."""
         return packing.unpack(header, buffers, self._folder, tensor_from)
@@ -147,6 +151,7 @@ class Exchange:
         finally:
             for rank in set(transfer.silent_ranks) & set(self._processes.exits):
                 self._unanswered.answered(transfer.request_id, rank)  # died a moment too early
+                self.discard(transfer.request_id, rank)
             if transfer.request_id not in self._unanswered:  # else when the last one answers
                 self._client.forget(sent_id)
         if problem := self._problem_of(transfer):

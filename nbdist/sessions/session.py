@@ -634,14 +634,19 @@ class Session:
         """Tell *run* that *rank* is gone, or that another process has its place."""
         event = self._processes.exits.get(rank)
         if event is None:
-            run.note_death(rank, "ended before the cell did")
+            self._tell_death(run, rank, "ended before the cell did")
         else:
             self._note_death(run, rank, event)
         self._unanswered.answered(run.request.cell_id, rank)
 
     def _note_death(self, run: Run, rank: int, event: Mapping[str, Any]) -> None:
         tail, stack = str(event.get("tail", "")), str(event.get("stack", ""))
-        run.note_death(rank, self._processes.ending_of(rank), tail, stack)
+        self._tell_death(run, rank, self._processes.ending_of(rank), tail, stack)
+
+    def _tell_death(self, run: Run, rank: int, how: str, tail: str = "", stack: str = "") -> None:
+        if rank in run.running_ranks:
+            self._exchange.discard(run.request.cell_id, rank)
+        run.note_death(rank, how, tail, stack)
 
     def stop_soon(self) -> None:
         """Have all ranks ended, and do not wait for it; a signal handler may call this."""

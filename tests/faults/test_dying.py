@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from nbdist.errors import SessionError
+from nbdist.errors import SessionError, TransferError
 from tests.faults.driving import PROMPT_S, Shared, Workshop, workshop
 from tests.processes import describe, is_running, wait_for_end
 from tests.sessions.driving import error, finished, pids, processes_of, statuses, values
@@ -179,6 +179,37 @@ def test_workers_of_a_data_loader_end_with_their_rank(shop: Workshop) -> None:
     shop.ends(run)
 
     shop.blames(run, 1, BY_SIGKILL)
+    shop.recovers()
+
+
+# Between the file of a value and the word of it.
+DIES_UNTOLD = """
+from nbdist.packing import ValueFolder
+keep = ValueFolder.keep
+def keep_and_die(folder, drafts):
+    if kept := keep(folder, drafts):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return kept
+ValueFolder.keep = keep_and_die
+"""
+
+
+@pytest.mark.parametrize("how", ["pull", "cell"])
+def test_a_rank_that_dies_before_it_tells_of_its_value_leaves_no_file(
+    shop: Workshop, how: str
+) -> None:
+    folder = shop.session._processes.folder.shared_memory()
+    before = {*folder.iterdir()}
+    finished(shop.session, DIES_UNTOLD, 1)
+
+    if how == "pull":
+        with pytest.raises(TransferError, match="rank 1 was killed by SIGKILL"):
+            shop.session.pull("torch.ones(10**6)", 1)
+    else:
+        shop.ends(shop.run("torch.ones(10**6)", 1))
+    dies(shop, 1)
+
+    wait_until(lambda: {*folder.iterdir()} <= before, "the file to be deleted")
     shop.recovers()
 
 
