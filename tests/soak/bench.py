@@ -32,6 +32,7 @@ QUICK_S = 6.0  # a cell that should be quick, on a machine that is
 PLAIN_S = 0.05  # a cell that does nothing, on a machine that is busy enough
 START_S = 120.0
 END_S = 10.0
+TIMEOUT_S = 60.0  # of the groups: threads that gloo has forgotten in a cut-off call end with it
 MAX_CHILDREN = 12
 
 
@@ -293,7 +294,7 @@ def outcomes(run: Run) -> str:
 
 def started(num_ranks: int, random: Random) -> Bench:
     """Start a session of *num_ranks*, and equip it."""
-    session = nbdist.start(nproc=num_ranks, device="cpu")
+    session = nbdist.start(nproc=num_ranks, device="cpu", timeout_s=TIMEOUT_S)
     try:
         return Bench(session, random)
     except BaseException:
