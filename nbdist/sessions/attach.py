@@ -63,7 +63,8 @@ def attach(session_id: str | None = None) -> Session:
     try:
         processes.link.connect(is_agent_alive=lambda: agent.is_alive, timeout_s=CONNECT_TIMEOUT_S)
         processes.attach()
-        if processes.is_controller_lost:
+        controller = processes.controller  # the agent may not have noticed its end yet
+        if processes.is_controller_lost or controller is None or not controller.is_alive:
             replace_controller(processes, num_watching=0)
         client = transport.connect(connection_file(folder, "client"))
         living = set(range(processes.plan.nproc)) - set(processes.exits)
